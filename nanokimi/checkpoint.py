@@ -1,0 +1,83 @@
+"""Checkpoints that survive a kill at any moment: safetensors for numbers, JSON for the rest, one rename to make them real.
+
+A checkpoint folder holds everything that the next step depends on: weights, router biases, optimizer state, random state, and the step
+(which is the data position: batch `step` is a function of seed and step). No pickle: loading one runs no code.
+"""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+def flatten_optimizer(optimizer):
+    """Optimizer state as {"0/3/momentum_buffer": tensor}: group, parameter, name."""
+    return {f"{g}/{i}/{key}": value for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])
+            for key, value in optimizer.state.get(p, {}).items()}
+
+
+def restore_optimizer(optimizer, tensors):
+    """Put flattened state back; parameters that had none stay without."""
+    for name, value in tensors.items():
+        g, i, key = name.split("/")
+        p = optimizer.param_groups[int(g)]["params"][int(i)]
+        optimizer.state[p][key] = value.to(p.device)
+
+
+def write_json(path, content):
+    """Write a JSON file atomically."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def save(folder, step, model, optimizer, extra):
+    """Write `folder/step-000123` and remove its older siblings. Interrupted at any point, the previous checkpoint is still whole."""
+    folder = Path(folder)
+    final, partial = folder / f"step-{step:06d}", folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in flatten_optimizer(optimizer).items()}
+    tensors["rng"] = torch.get_rng_state()
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
+    (partial / "state.json").write_text(json.dumps({"step": step, **extra}) + "\n")
+    for file in partial.iterdir():                                      # on disk before the rename says so
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in checkpoints(folder)[:-1]:
+        shutil.rmtree(old)
+
+
+def remove(path):
+    """Delete one checkpoint (the stage is finished, its weights are saved)."""
+    shutil.rmtree(path)
+
+
+def checkpoints(folder):
+    """Complete checkpoints of a stage, oldest first."""
+    return sorted(Path(folder).glob("step-*"))
+
+
+def resume(folder, model, optimizer):
+    """Load the newest checkpoint into model and optimizer; returns its JSON, or None where there is none to load.
+
+    Raises ValueError when the file is damaged or belongs to another model: say so rather than start over.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    try:
+        tensors = load_file(found[-1] / "state.safetensors")
+        model.load_state_dict({name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")})
+        restore_optimizer(optimizer, {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")})
+        torch.set_rng_state(tensors["rng"])
+        return json.loads((found[-1] / "state.json").read_text())
+    except (SafetensorError, RuntimeError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{found[-1]} cannot be continued: {error}. Delete that folder to go back to the start of the stage, "
+                         "or give another --run.") from error

@@ -1,0 +1,95 @@
+"""Sizes of everything: one dial (`--preset`), the rest derived or overridable.
+
+Structure is Kimi K2.5's (FACTS: MoonViT-3D, MLA, DeepSeek-V3 MoE); only numbers are scaled down. `k2.5` holds the released numbers.
+"""
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """MoonViT-3D (K2.5 config.json: vision_config)."""
+    patch: int = 8                  # pixels a side; K2.5: 14
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 384
+    pos_grid: int = 12              # learned position table (pos_grid, pos_grid, dim), resampled bicubically; K2.5: 64
+    frames: int = 4                 # frames in a chunk
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+    max_image_patches: int = 144    # per picture (96 x 96 px at patch 8); K2.5: 16384
+    max_frame_patches: int = 144    # per video frame; K2.5: 4096
+    max_side_patches: int = 64      # per side; K2.5: 512
+
+    @property
+    def head_dim(self): return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """K2's language model (DeepSeek-V3 structure)."""
+    vocab: int = 2048
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    q_lora: int = 96
+    kv_lora: int = 64
+    nope: int = 32                  # head dimensions without position
+    rope: int = 16                  # head dimensions with RoPE (one shared key head)
+    v_dim: int = 32
+    dense_layers: int = 1           # the first layer is a plain SwiGLU, K2 Table 2
+    dense_ffn: int = 384
+    experts: int = 8
+    top_k: int = 2
+    shared: int = 1                 # shared experts, always on
+    expert_ffn: int = 128
+    routed_scaling: float = 1.41    # ~ sqrt(top_k), FACTS 4.2; K2.5: 2.827
+    rope_theta: float = 50000.0
+    eps: float = 1e-6
+    context: int = 1024
+    aux_alpha: float = 1e-4         # DS3's weight of the sequence-wise loss
+    init_std: float = 0.02
+
+    @property
+    def qk_dim(self): return self.nope + self.rope
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and how to train it. All training values are ours: the papers do not disclose theirs at any size like this."""
+    model: ModelConfig
+    minutes: float                  # wall clock of `python train.py`, tokenizer to report card
+    documents: int                  # a pre-training step
+    length: int = 256               # tokens in a packed row
+    micro_rows: int = 64            # rows in a forward; fewer rows = less memory, same gradients
+    lr: float = 3e-3                # Muon and AdamW share it (Moonlight)
+    weight_decay: float = 0.1       # K2 2.5
+    warmup: int = 40                # steps
+    decay_share: float = 0.35       # of the steps, K2 2.5: 5.5T of 15.5T tokens
+    qk_clip: float = 30.0           # tau; K2: 100, its small ablation: 30
+    balance_rate: float = 1e-3      # of the selection bias, DS3; 0 while the rate decays
+    clip_grad: float = 1.0
+    pretrain_share: float = 0.85    # of the minutes
+    sft_steps: int = 120
+    sft_documents: int = 64
+    sft_lr: float = 5e-4
+    exam: int = 50                  # problems a row in train.py's own short evaluation
+
+
+def nano_model(vocab=1536):
+    return ModelConfig(VisionConfig(), LanguageConfig(vocab=vocab))
+
+
+PRESETS = {
+    "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
+                                LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
+                                               dense_ffn=64, experts=4, expert_ffn=32)),
+                    minutes=1, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
+    "nano": Preset(nano_model(), minutes=20, documents=96),
+}

@@ -1,0 +1,248 @@
+"""From problems to batches: documents for pre-training, chats for the cold start, packing, and a data position that is one number.
+
+Batch number `step` is a pure function of (seed, stage, step): resuming a run needs nothing but the step. Loss is on answers, thinking,
+captions and prose; never on media tokens, questions or tool results.
+"""
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .model import Batch
+from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
+from .vision import patchify, prepare_image, prepare_video
+from .world import content, problems as world
+from .world.types import Clip, Image
+
+STAGES = {"pretrain": 1, "sft": 2}
+
+# Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
+# step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
+PRETRAIN = {
+    "scene": 0.30, "counting": 0.12, "naming": 0.16, "ocr": 0.08, "clip": 0.09,                                       # pictures, clips
+    "scene_text": 0.05, "category": 0.02, "capital": 0.03, "ocr_text": 0.01, "clip_text": 0.02,                       # their twins
+    "arithmetic": 0.06, "tool": 0.02, "program": 0.02, "wiki": 0.02,                                                  # text
+}
+SFT = {"scene_text": 0.40, "category": 0.08, "capital": 0.04, "ocr_text": 0.06, "clip_text": 0.08, "arithmetic": 0.16, "tool": 0.18}
+
+
+# ---- media -----------------------------------------------------------------------------------------------------------------------
+
+def prepared(part, vision):
+    """A picture or clip as the tokenizer and the encoder take it; text as it is."""
+    if isinstance(part, Image):
+        return prepare_image(part.pixels, vision)
+    return prepare_video(part.frames, part.fps, vision) if isinstance(part, Clip) else part
+
+
+# ---- documents (pre-training) ------------------------------------------------------------------------------------------------------
+
+def make_problems(kind, rng, level=1.0, split="train"):
+    """The problems of one document; level is how far clips have come on their path from plain to anything."""
+    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "naming": world.naming_problems, "ocr": world.ocr_problems,
+              "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
+              "arithmetic": world.arithmetic_problems, "tool": world.tool_problems, "program": world.program_problems}
+    if kind == "clip":
+        return world.clip_problems(rng, split, level)
+    if kind in ("scene_text", "ocr_text"):
+        return makers[kind.removesuffix("_text")](rng, split, modality="text")
+    return makers[kind](rng, split)
+
+
+def question_parts(problem, think):
+    """`question: ... answer: ...`, with the chain of thought in between or not."""
+    answer = f" {problem.code}\nanswer: {problem.answer}" if problem.code else f" {problem.answer}"
+    if problem.code:
+        return [f"\nquestion: {problem.question}\npython:", Learn(answer)]
+    if think and problem.reasoning:
+        return [f"\nquestion: {problem.question}\nreasoning:", Learn(f" {problem.reasoning}\nanswer: {problem.answer}")]
+    return [f"\nquestion: {problem.question}\nanswer:", Learn(answer)]
+
+
+def document(problems, rng, vision, most=3):
+    """One context and up to `most` questions about it; in half of the documents one of them is answered after reasoning."""
+    parts = [prepared(part, vision) for part in problems[0].context]
+    reason = rng.integers(2 * most)                                      # which one reasons: none where the number is too high
+    for n, i in enumerate(rng.permutation(len(problems))[:most]):
+        always = not problems[i].context and problems[i].ability == "reasoning"          # sums are not for guessing
+        parts += question_parts(problems[i], think=always or n == reason and problems[i].verifier != "caption")
+    return parts
+
+
+def wiki_document(rng, tokens):
+    """A stretch of an encyclopedia paragraph, cut at a word: about `tokens` tokens."""
+    text = content.wiki("train")
+    text = text[rng.integers(len(text))]
+    return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
+
+
+def pretrain_document(rng, tokenizer, vision, length, level):
+    """Draw one document: (kind, Rendered)."""
+    kind = str(rng.choice(list(PRETRAIN), p=normalised(PRETRAIN)))
+    if kind == "wiki":
+        out = tokenizer.render_document(wiki_document(rng, length))
+        return kind, Rendered(out.ids[:length], out.mask[:length])
+    problems, most = make_problems(kind, rng, level), 3
+    while True:                                                  # too long for a row: ask fewer questions
+        out = tokenizer.render_document(document(problems, rng, vision, most))
+        if len(out.ids) <= length:
+            return kind, out
+        most -= 1
+        if most == 0:
+            problems, most = make_problems(kind, rng, level), 3
+
+
+def normalised(shares):
+    weights = np.array(list(shares.values()), float)
+    return weights / weights.sum()
+
+
+# ---- chats (zero-vision cold start) --------------------------------------------------------------------------------------------------
+
+PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: img.size, img.pixels(box), img.crop(box)",
+               "parameters": {"properties": {"code": {"type": "string"}}, "required": ["code"]}}
+
+
+def long_thinking(problem, rng):
+    """Planning, checking and correcting (k1.5 2.2: what long chains of thought show), in words a small model can follow."""
+    listing, _, step = problem.reasoning.partition(". ")
+    if not step:
+        return f"plan: look, then answer. {problem.reasoning} check: {problem.reasoning}"
+    if problem.ability == "counting" and rng.random() < 0.5:
+        words = step.partition(":")[0]
+        return f"plan: look, then count. {listing}. {words}: {int(problem.answer) + 1}. wait, count again. {step}"
+    return f"plan: look, then answer. {listing}. {step} check: {step}"
+
+
+def chat_messages(problem, rng):
+    """(messages, thinking?) for one problem: instant, short or long thinking; a tool call where the problem needs one."""
+    question = " ".join([*problem.context, problem.question])
+    user = {"role": "user", "content": question}
+    if problem.code:
+        call = {"role": "assistant", "thinking": problem.reasoning, "content": "", "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
+        result = {"role": "tool", "content": problem.answer}
+        return [user, call, result, {"role": "assistant", "thinking": f"the result is {problem.answer}.", "content": problem.answer}], True
+    style = rng.random()
+    if style < 0.2 or not problem.reasoning:
+        return [user, {"role": "assistant", "content": problem.answer}], False
+    thought = long_thinking(problem, rng) if style > 0.85 else problem.reasoning
+    return [user, {"role": "assistant", "thinking": thought, "content": problem.answer}], True
+
+
+def sft_document(rng, tokenizer, length):
+    """One chat of the cold start: (kind, Rendered). Text only: asserted, not hoped (K2.5 2.2)."""
+    while True:
+        kind = str(rng.choice(list(SFT), p=normalised(SFT)))
+        problems = make_problems(kind, rng)
+        problem = problems[rng.integers(len(problems))]
+        assert all(isinstance(part, str) for part in problem.context), "zero-vision SFT met a picture"
+        messages, thinking = chat_messages(problem, rng)
+        tools = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
+        out = tokenizer.render_chat(messages, tools=tools, thinking=thinking)
+        assert tokenizer.media_pad not in out.ids and not out.clips, "zero-vision SFT holds a media token"
+        if len(out.ids) <= length:
+            return kind, out
+
+
+# ---- packing -------------------------------------------------------------------------------------------------------------------------
+
+def pack(documents, length):
+    """First-fit decreasing: lists of documents whose lengths sum to at most `length`; every document is used."""
+    rows, space = [], []
+    for doc in sorted(documents, key=lambda d: -len(d.ids)):
+        assert 0 < len(doc.ids) <= length, f"a document of {len(doc.ids)} tokens does not fit a row of {length}"
+        row = next((i for i, free in enumerate(space) if free >= len(doc.ids)), None)
+        if row is None:
+            rows.append([]), space.append(length)
+            row = -1
+        rows[row].append(doc)
+        space[row] -= len(doc.ids)
+    return rows
+
+
+def to_batch(rows, length, pad, patch):
+    """Rows of documents -> Batch; targets are shifted inside each document, so no document predicts the next one's first token."""
+    ids = np.full((len(rows), length), pad, np.int64)                    # (B, T)
+    targets = np.full_like(ids, -100)
+    positions, segments = np.zeros_like(ids), np.zeros_like(ids)
+    for r, row in enumerate(rows):
+        start = 0
+        for number, doc in enumerate(row, 1):
+            span, n = slice(start, start + len(doc.ids)), len(doc.ids)
+            ids[r, span], positions[r, span], segments[r, span] = doc.ids, np.arange(n), number
+            targets[r, start:start + n - 1] = np.where(doc.mask[1:], doc.ids[1:], -100)
+            start += n
+    clips = [clip for row in rows for doc in row for clip in doc.clips]
+    patches, grid_thw = patchify(clips, patch) if clips else (None, [])
+    return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, segments)), patches, grid_thw)
+
+
+# ---- the stream ----------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Batches(Dataset):
+    """Batch `step` of a stage, made from (seed, stage, step) alone. __getitem__ returns (Batch, {"tokens", "clip_tokens", ...})."""
+    stage: str
+    tokenizer: Tokenizer
+    vision: object                  # VisionConfig
+    seed: int
+    documents: int                  # a batch
+    length: int                     # of a row, tokens
+    steps: int                      # of the whole stage
+    first: int = 0                  # where to go on
+
+    def __len__(self):
+        return self.steps - self.first
+
+    def __getitem__(self, index):
+        step = self.first + index
+        rng = np.random.default_rng([self.seed, STAGES[self.stage], step])
+        level = min(1.0, max(0.0, 2.5 * step / self.steps - 0.25))       # clips: plain for a tenth of the run, anything from the half on
+        if self.stage == "pretrain":
+            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, level) for _ in range(self.documents)]
+        else:
+            drawn = [sft_document(rng, self.tokenizer, self.length) for _ in range(self.documents)]
+        rows = pack([doc for _, doc in drawn], self.length)
+        return to_batch(rows, self.length, self.tokenizer.pad, self.vision.patch), counts(drawn, self.tokenizer)
+
+
+def counts(drawn, tokenizer):
+    """What a batch holds, in tokens: all, trained on, of pictures, of clips."""
+    media = {"image": 0, "video": 0}
+    for _, doc in drawn:
+        for clip in doc.clips:
+            media[clip.kind] += clip.tokens(tokenizer.patch)
+    return {"tokens": sum(len(doc.ids) for _, doc in drawn), "learned": sum(sum(doc.mask) for _, doc in drawn),
+            "image_tokens": media["image"], "clip_tokens": media["video"], "documents": len(drawn)}
+
+
+def stream(batches):
+    """Iterate over batches with one worker process ahead of the trainer."""
+    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, persistent_workers=False)
+
+
+def corpus(size, seed=0):
+    """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
+    rng = np.random.default_rng([seed, 0])
+    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "clip": "clip_text"}
+    for _ in range(size):
+        kind = str(rng.choice(list(PRETRAIN)))
+        if kind == "wiki":
+            yield wiki_document(rng, 256)[0]
+            continue
+        for problem in make_problems(twins.get(kind, kind), rng):
+            yield "".join([*problem.context, *question_parts(problem, rng.random() < 0.5)])
+            yield chat_text(problem, rng)
+    for pictogram in content.PICTOGRAMS.values():                        # every name must be cheap to say
+        yield f" {pictogram.name}, {pictogram.name}." * 20
+
+
+def chat_text(problem, rng):
+    """The words of a chat, special tokens left out: what its pieces look like to the tokenizer."""
+    messages, _ = chat_messages(problem, rng)
+    pieces = ["assistant user python|tool tool_declare image video ## Return of functions.python:0\n", declare_tools([PYTHON_TOOL])]
+    pieces += [message.get("thinking", "") + "\n" + str(message["content"]) for message in messages]
+    pieces += [json.dumps(call["arguments"]) for message in messages for call in message.get("tool_calls", ())]
+    return "\n".join(pieces)

@@ -1,0 +1,302 @@
+"""Batched generation: prefill once, decode many, tools in the loop, log-probabilities recorded (K25a App D: token-in-token-out).
+
+Prompts are sorted by length into batches, left-padded and run once; the latents of Multi-head Latent Attention stay in a cache, so that
+each further token costs one column. Rows that finished are dropped from the batch. Left out: refilling a running batch with new prompts,
+paged caches, top-p, and a cache that survives a tool call (a conversation is prefilled again in every turn).
+"""
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .language import Cache
+from .tokenizer import Rendered, Tokenizer
+from .vision import patchify, prepare_image
+
+ROWS = {"cpu": 128}             # rows decoded together; anything else 512 (ours, measured)
+MIN_ROWS = 16                   # a batch is not split further for the sake of a free core (ours)
+MAX_WORKERS = 4                 # batches side by side; beyond that they queue for Python's lock (ours)
+PREFILL_TOKENS = 16384          # tokens of one prefill: bounds the (rows, heads, T, T) attention logits (ours)
+TOOL_CHARACTERS = 800           # of a tool's text that the model gets to read (ours)
+
+
+@dataclass
+class Response:
+    """What follows a prompt. ids, logprobs and sampled have one entry per token.
+
+    logprobs: log pi(token) at the sampling temperature (at 1 when greedy), 0 for forced tokens. sampled: False for tool output, which was
+    forced on the model and is never trained on. clips: pictures behind media_pad tokens in forced output. tools: per tool call, whether it
+    ran without an error. stop: "end", or "length" where it
+    ran out of tokens, context or turns. parsed: the last turn, see Tokenizer.parse_response.
+    """
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+    clips: list = field(default_factory=list)
+    tools: list[bool] = field(default_factory=list)
+    stop: str = "length"
+    parsed: dict | None = None
+
+    def add(self, ids: list[int], logprobs: list[float], sampled: bool) -> None:
+        """Append tokens of one origin."""
+        self.ids += ids
+        self.logprobs += logprobs
+        self.sampled += [sampled] * len(ids)
+
+    def trajectory(self, prompt: Rendered) -> Rendered:
+        """Prompt and response as one document whose mask is the sampled tokens: what the next turn continues and what RL trains on."""
+        return Rendered(prompt.ids + self.ids, [False] * len(prompt.ids) + self.sampled, prompt.clips + self.clips)
+
+
+class Engine:
+    """Generates with a NanoKimi model. precision: "fp32", or "bf16" for autocast (faster where the matmuls are large)."""
+
+    def __init__(self, model, tokenizer: Tokenizer, device: torch.device | str = "cpu", precision: str = "fp32"):
+        assert precision in ("fp32", "bf16"), f"precision is fp32 or bf16, got {precision}"
+        vocab = model.config.language.vocab
+        assert vocab == tokenizer.vocab_size, f"the model has {vocab} tokens, the tokenizer {tokenizer.vocab_size}"
+        self.model, self.tokenizer, self.device, self.precision = model, tokenizer, torch.device(device), precision
+        self.rows = ROWS.get(self.device.type, 512)
+
+    # ---------------------------------------------------------------- one turn
+    def generate(self, prompts: list[Rendered], max_new: int, temperature: float = 0.0, seed: int = 0, k: int = 1) -> list[list[Response]]:
+        """k responses to each prompt, in the order of the prompts; temperature 0 is greedy.
+
+        Random numbers belong to (seed, prompt, sample), so a response does not depend on what else is in the batch (up to float noise).
+        A response ends with im_end or eos, after max_new tokens, or where the context is full.
+        Raises ValueError for a prompt that leaves no room in the context.
+        """
+        return self._generate(prompts, [(seed, i) for i in range(len(prompts))], max_new, temperature, k)
+
+    def _generate(self, prompts, keys, max_new: int, temperature: float, k: int) -> list[list[Response]]:
+        out = [[Response() for _ in range(k)] for _ in prompts]
+
+        def run(batch: list[int]) -> None:
+            flat = [(out[i][j], prompts[i]) for i in batch for j in range(k)]
+            with self._inference():
+                for row, token, logprob in self._decode([prompts[i] for i in batch], [keys[i] for i in batch], max_new, temperature, k):
+                    flat[row][0].add([token], [logprob], True)
+            for response, prompt in flat:
+                self._finish(response, prompt)
+
+        with self._evaluating():
+            self._run_all(run, self._batches(prompts, k))
+        return out
+
+    @property
+    def workers(self) -> int:
+        """Batches decoded side by side: on a CPU one a core. The operations of a decoding step are too small to share between cores, and
+        OpenMP threads that wait for each other crawl on a busy machine (measured: 2 batches on 2 cores 1.65 x one core; one batch on 2
+        threads beside another job 0.1 x)."""
+        return min(MAX_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+
+    def _run_all(self, run, batches) -> None:
+        threads, workers = torch.get_num_threads(), min(self.workers, len(batches))
+        if workers <= 1:
+            for batch in batches:
+                run(batch)
+            return
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+                list(pool.map(run, batches))
+        finally:
+            torch.set_num_threads(threads)                                      # the setting leaks into threads that start later
+
+    def _batches(self, prompts, k: int) -> list[list[int]]:
+        """Prompt indices in batches of similar length, longest first: little left padding, and memory runs out at once or never."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+        rows = min(self.rows, max(MIN_ROWS, -(-len(prompts) * k // self.workers)))      # something to do for every worker
+        batches = []
+        while order:
+            size = max(1, min(rows // k, PREFILL_TOKENS // max(1, len(prompts[order[0]].ids))))
+            batches.append(order[:size])
+            order = order[size:]
+        return batches
+
+    def _finish(self, response: Response, prompt: Rendered) -> None:
+        ended = bool(response.ids) and response.ids[-1] in self.tokenizer.stop_ids
+        response.stop = "end" if ended else "length"
+        response.parsed = self.tokenizer.parse_response(response.ids, opened=prompt.ids[-1] == self.tokenizer.think)
+
+    @contextmanager
+    def _evaluating(self):
+        """Evaluation mode (training statistics off); the model's own mode is restored."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    @contextmanager
+    def _inference(self):
+        """No autograd, and the precision; both belong to the thread."""
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    # ---------------------------------------------------------------- the loop
+    def _decode(self, prompts, keys, max_new: int, temperature: float, k: int):
+        """Yields (row, token, logprob) for every live row, step by step; row = prompt * k + sample. One transfer from the device a step."""
+        limits = [self._room(prompt, max_new) for prompt in prompts for _ in range(k)]
+        uniforms = self._uniforms(keys, k, max(limits)) if temperature > 0 else None     # (rows, steps)
+        live = torch.arange(len(limits), device=self.device)                    # row of each line of the cache
+        hidden, cache, positions = self._prefill(prompts, max(limits))          # (B, d), latents, (B,)
+        hidden, positions = self._fan_out(hidden, positions, cache, k)
+        rows, ended = live.tolist(), [False] * len(limits)
+        for step in range(max(limits)):
+            tokens, logprobs = self._choose(hidden, temperature, None if uniforms is None else uniforms[live, step])
+            for row, token, logprob in zip(rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
+                if not ended[row]:
+                    yield row, int(token), logprob
+                    ended[row] = token in self.tokenizer.stop_ids or step + 1 == limits[row]
+            keep = [i for i, row in enumerate(rows) if not ended[row]]
+            if not keep:
+                return
+            if len(keep) <= 0.8 * len(rows):                                    # a copy of the cache: not for every row that ends
+                index = torch.tensor(keep, device=self.device)
+                cache.select(index)
+                live, tokens, positions, rows = live[index], tokens[index], positions[index], [rows[i] for i in keep]
+            hidden = self.model.language(self.model.language.embed(tokens)[:, None], positions[:, None], None, cache)[:, 0]
+            positions = positions + 1
+
+    def _room(self, prompt: Rendered, max_new: int) -> int:
+        context = self.model.config.language.context
+        if not 0 < len(prompt.ids) < context:
+            raise ValueError(f"a prompt of {len(prompt.ids)} tokens leaves no room in a context of {context}")
+        return min(max_new, context - len(prompt.ids))
+
+    def _prefill(self, prompts, max_new: int):
+        """Runs the prompts, left-padded -> (hidden of the last token (B, d), cache, next position (B,))."""
+        lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+        B, T = len(prompts), int(lengths.max())
+        ids = torch.full((B, T), self.tokenizer.pad)
+        for row, prompt in zip(ids, prompts):
+            row[T - len(prompt.ids):] = torch.tensor(prompt.ids)
+        positions = torch.arange(T) - (T - lengths)[:, None]                    # (B, T), negative on padding
+        ids, positions = ids.to(self.device), positions.to(self.device)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        cache = Cache(self.model.config.language, B, T + max_new, self.device, dtype)
+        clips = [clip for prompt in prompts for clip in prompt.clips]
+        patches, grids = patchify(clips, self.tokenizer.patch) if clips else (None, [])
+        embeds = self.model.embed(ids, None if patches is None else patches.to(self.device), grids)
+        hidden = self.model.language(embeds, positions.clamp(min=0), (positions >= 0).long(), cache)
+        return hidden[:, -1], cache, lengths.to(self.device)
+
+    def _fan_out(self, hidden, positions, cache: Cache, k: int):
+        """k lines for every prompt: media and prompt are computed once for the whole group."""
+        if k == 1:
+            return hidden, positions
+        lines = torch.arange(len(hidden), device=self.device).repeat_interleave(k)
+        cache.select(lines)
+        return hidden[lines], positions[lines]
+
+    def _uniforms(self, keys, k: int, steps: int) -> torch.Tensor:
+        """One random number per row and step, from a generator of the row's own: (rows, steps) fp32."""
+        rows = [np.random.default_rng((*key, j)).random(steps, np.float32) for key in keys for j in range(k)]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
+
+    def _choose(self, hidden: torch.Tensor, temperature: float, uniforms: torch.Tensor | None):
+        """hidden (B, d) -> (tokens (B,), log-probabilities (B,)). media_pad is never chosen: no picture would stand behind it."""
+        logits = self.model.language.head(hidden).float()                       # (B, V)
+        logits = logits / temperature if temperature > 0 else logits
+        logprobs = logits.log_softmax(-1)
+        allowed = logprobs.clone()
+        allowed[:, self.tokenizer.media_pad] = float("-inf")
+        if uniforms is None:
+            tokens = allowed.argmax(-1)
+        else:                                                                   # invert the cumulative distribution
+            cdf = allowed.exp().cumsum(-1)
+            tokens = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+    # ---------------------------------------------------------------- tools in the loop
+    def converse(self, prompts: list[Rendered], sandboxes: list, max_new: int, max_turns: int = 4, temperature: float = 0.0,
+                 seed: int = 0) -> list[Response]:
+        """One response per prompt, each with its own sandbox: turns of up to max_new tokens, tool calls run and answered in between.
+
+        All conversations that are still going run as one batch. Pictures that a tool returns re-enter through the encoder.
+        """
+        assert len(prompts) == len(sandboxes), f"{len(prompts)} prompts, {len(sandboxes)} sandboxes: every conversation needs its own"
+        assert max_turns > 0, "a conversation needs at least one turn"
+        responses, live = [Response() for _ in prompts], list(range(len(prompts)))
+        for turn in range(max_turns):
+            contexts = [responses[i].trajectory(prompts[i]) for i in live]
+            turns = self._generate(contexts, [(seed, i, turn) for i in live], max_new, temperature, 1)
+            for i, (new,) in zip(live, turns):
+                responses[i].add(new.ids, new.logprobs, True)
+                responses[i].stop, responses[i].parsed = new.stop, new.parsed
+            asked = [i for i in live if _asks(responses[i])]
+            live = self._answer(asked, prompts, responses, sandboxes) if turn + 1 < max_turns else []
+        for response in filter(_asks, responses):                               # no turn or no room left for the answer
+            response.stop = "length"
+        return responses
+
+    def _answer(self, asked: list[int], prompts, responses, sandboxes) -> list[int]:
+        """Runs the calls of these conversations and forces the results on them; returns those that still have room in the context."""
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda i: self._tool_turn(prompts[i], responses[i], sandboxes[i]), asked))
+        live = []
+        for i, forced in zip(asked, answers):
+            if len(prompts[i].ids) + len(responses[i].ids) + len(forced.ids) < self.model.config.language.context:
+                responses[i].add(forced.ids, [0.0] * len(forced.ids), False)
+                responses[i].clips += forced.clips
+                live.append(i)
+        return live
+
+    def _tool_turn(self, prompt: Rendered, response: Response, sandbox) -> Rendered:
+        """Run the tool calls of the response's last turn: their results and the next assistant header, to be forced on the model."""
+        calls = response.parsed["tool_calls"]
+        first = (prompt.ids + response.ids).count(self.tokenizer.call_begin) - len(calls)
+        contents = [self.call_tool(call, sandbox) for call in calls]
+        thinking = prompt.ids[-1] == self.tokenizer.think
+        return self.tokenizer.render_results([call["name"] for call in calls], contents, first, thinking)
+
+    def call_tool(self, call: dict, sandbox) -> list:
+        """One call's result as message parts. The model may have written anything: the answer to nonsense is a sentence."""
+        code = call["arguments"].get("code")
+        if call["name"] != "python" or not isinstance(code, str):
+            response.tools.append(False)
+            return ['the only tool is python, its argument {"code": string}']
+        result = sandbox.run(code)
+        response.tools.append(result.ok)
+        text, half = result.text, TOOL_CHARACTERS // 2
+        if len(text) > TOOL_CHARACTERS:                                         # an error stands at the end
+            text = text[:half] + " ... (cut) ... " + text[-half:]
+        pictures = [prepare_image(image, self.model.config.vision) for image in result.images]
+        return [text if text or pictures else "(no output)", *pictures]
+
+    # ---------------------------------------------------------------- for people
+    def stream(self, prompt: Rendered, max_new: int, temperature: float = 0.0, seed: int = 0):
+        """Yields the response's text piece by piece, special tokens as pieces of their own; the generator returns the Response."""
+        response, shown = Response(), 0
+        for token, logprob in self._one_by_one(prompt, max_new, temperature, seed):
+            special = token >= len(self.tokenizer.ranks)
+            if special and shown < len(response.ids):
+                yield self.tokenizer.decode(response.ids[shown:])
+                shown = len(response.ids)
+            response.add([token], [logprob], True)
+            text = self.tokenizer.decode(response.ids[shown:])
+            if special or not text.endswith("\ufffd"):                           # else a character is still incomplete
+                yield text
+                shown = len(response.ids)
+        if shown < len(response.ids):
+            yield self.tokenizer.decode(response.ids[shown:])
+        self._finish(response, prompt)
+        return response
+
+    def _one_by_one(self, prompt: Rendered, max_new: int, temperature: float, seed: int):
+        """(token, logprob) of one response; inference mode is not held while the caller has control."""
+        steps = self._decode([prompt], [(seed, 0)], max_new, temperature, 1)
+        while True:
+            with self._evaluating(), self._inference():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step[1:]
+
+
+def _asks(response: Response) -> bool:
+    """Whether the last turn is a proper tool call that waits for its result."""
+    return response.parsed["well_formed"] and bool(response.parsed["tool_calls"])

@@ -1,0 +1,338 @@
+"""The report card: abilities x modalities, with intervals, blind margins and controls.
+
+    python -m nanokimi.evaluate runs/nano                               val split, 100 problems a row
+    python -m nanokimi.evaluate --split test runs/s0 runs/s1 runs/s2    writes results/nano.json from three runs (seeds 0, 1, 2)
+
+Base model rows are asked in the pre-training format (`question: ... answer:`), chat rows in K2.5's chat format after the cold start.
+"""
+import argparse
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from . import data, plan, report
+from .checkpoint import write_json
+from .engine import Engine
+from .model import load
+from .sandbox import Sandbox
+from .tokenizer import Rendered, Tokenizer
+from .world import exam, problems as world
+from .world.types import Image
+from .world.verify import correct, score
+
+LENGTHS = {"caption": 40, "box": 12, "ocr": 8, "count": 4, "exact": 10}       # tokens of an answer
+VIDEO = ("direction", "appear", "order")
+TARGETS = {"caption_f1": ">=0.90", "count_exact": ">=0.85", "name_acc": ">=0.80", "video_acc": ">=0.80", "nplus1_name_ratio": ">=0.80",
+           "text_acc": ">=0.85", "zv_format_after": ">=0.90", "zv_acc": ">=0.50", "zv_margin": ">=0.25", "zv_caption_drop": "<=0.05",
+           "zv_tool_gap": ">=0.30"}
+
+
+# ---- asking --------------------------------------------------------------------------------------------------------------------------
+
+def ask_document(engine, problems):
+    """Answers in the pre-training format: one string a problem."""
+    vision, tokenizer = engine.model.config.vision, engine.tokenizer
+    prompts = []
+    for p in problems:
+        parts = [*(data.prepared(part, vision) for part in p.context), f"\nquestion: {p.question}\nanswer:"]
+        prompts.append(tokenizer.render_parts(Rendered(), parts))
+    responses = engine.generate(prompts, max_new=LENGTHS[problems[0].verifier])
+    ordinary = lambda ids: [i for i in ids if i < len(tokenizer.ranks)]
+    return [tokenizer.decode(ordinary(r.ids)).split("\n")[0].strip() for (r,) in responses]
+
+
+def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
+    """Responses in chat, tools run in the sandbox if they are declared."""
+    vision, prompts, sandboxes = engine.model.config.vision, [], []
+    for p in problems:
+        content = [data.prepared(part, vision) for part in p.context]
+        content += [f" {p.question}" if content and isinstance(content[-1], str) else p.question]
+        prompts.append(engine.tokenizer.render_chat([{"role": "user", "content": content}], tools=[data.PYTHON_TOOL] if tools else None,
+                                                    thinking=thinking, generate=True))
+        sandboxes.append(Sandbox(tool_media(p)))
+    if not tools:
+        return [r for (r,) in engine.generate(prompts, max_new=max_new)]
+    return engine.converse(prompts, sandboxes, max_new=max_new, max_turns=2)
+
+
+def tool_media(problem):
+    """What the tool finds as `img`: the pixels of the problem's picture, or those that its text spells out."""
+    pixels = problem.meta.get("img", next((part.pixels for part in problem.context if isinstance(part, Image)), None))
+    return {} if pixels is None else {"img": pixels}
+
+
+def content_of(response):
+    return response.parsed["content"].strip()
+
+
+def mean_correct(problems, answers):
+    return float(np.mean([correct(p, a) for p, a in zip(problems, answers)]))
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------------------------
+
+def base_rows(engine, split, number):
+    """What the pre-trained model sees, hears of and knows, asked in the pre-training format."""
+    rows = {}
+    problems = {name: exam.exam(name, split, number) for name in exam.ROWS}
+    answers = {name: ask_document(engine, problems[name]) for name in
+               ("caption", "count", "name", *VIDEO, "ground", "ocr", "clip_name_unshown", "picture_name_unshown", "flag_name", "capital", "flag_capital")}
+    accuracy = {name: mean_correct(problems[name], answers[name]) for name in answers}
+    mean_score = lambda name, p=None: float(np.mean([score(q, a) for q, a in zip(problems[name], p or answers[name])]))
+    rows["caption_f1"], rows["ground_iou"] = mean_score("caption"), mean_score("ground")
+    rows["count_exact"], rows["name_acc"] = accuracy["count"], accuracy["name"]
+    rows |= {f"video_{name}": accuracy[name] for name in VIDEO}
+    rows["video_acc"] = over_video(lambda name: accuracy[name])
+    rows["ocr_digit"] = digit_accuracy(problems["ocr"], answers["ocr"])
+    rows["nplus1_name_clip"], rows["nplus1_name_picture"] = accuracy["clip_name_unshown"], accuracy["picture_name_unshown"]
+    rows["nplus1_name_ratio"] = ratio(accuracy["clip_name_unshown"], accuracy["picture_name_unshown"])
+    rows["flag_name"], rows["capital"] = accuracy["flag_name"], accuracy["capital"]
+    rows["axb_capital_direct"] = ratio(accuracy["flag_capital"], accuracy["flag_name"] * accuracy["capital"])
+    blind_answers = {name: ask_document(engine, exam.blind(problems[name])) for name in ("caption", "count", "name")}
+    rows["caption_f1_blind"] = mean_score("caption", blind_answers["caption"])
+    for name in ("count", "name"):
+        rows[f"{name}_blind"] = mean_correct(problems[name], blind_answers[name])
+    for name, control in (("blind", exam.blind), ("one_frame", exam.one_frame), ("shuffled", exam.shuffled)):
+        rows[f"video_{name}"] = over_video(lambda row: mean_correct(problems[row], ask_document(engine, control(problems[row]))))
+    rows["zv_format_before"] = format_rate(ask_chat(engine, problems["chat_picture"], max_new=80))
+    return rows
+
+
+def over_video(accuracy):
+    """Mean over direction, appeared and order, which have equally many problems."""
+    return float(np.mean([accuracy(name) for name in VIDEO]))
+
+
+def digit_accuracy(problems, answers):
+    """Share of digits that stand at their place."""
+    hits = [a[i:i + 1] == d for p, a in zip(problems, answers) for i, d in enumerate(p.answer)]
+    return float(np.mean(hits))
+
+
+def ratio(a, b):
+    """a / b; 0 where b is 0 (nothing to carry over)."""
+    return a / b if b else 0.0
+
+
+def format_rate(responses):
+    """Share of responses with one closed, non-empty chain of thought and a non-empty answer."""
+    good = [r.parsed["well_formed"] and bool((r.parsed["thinking"] or "").strip()) and bool(content_of(r)) for r in responses]
+    return float(np.mean(good))
+
+
+def tool_rate(responses):
+    """Share of responses with a valid tool call: it parses, and its code ran without an error."""
+    return float(np.mean([bool(r.tools) and all(r.tools) for r in responses]))
+
+
+def chat_rows(engine, split, number):
+    """What the cold start switched on: text with thinking and tools, and pictures that SFT never showed."""
+    rows, problems = {}, {name: exam.exam(name, split, number) for name in exam.ROWS}
+    accuracy = lambda name, responses: mean_correct(problems[name], [content_of(r) for r in responses])
+    text = {"arithmetic": accuracy("arithmetic", ask_chat(engine, problems["arithmetic"])),
+            "scene_text": accuracy("scene_text", ask_chat(engine, problems["scene_text"])),
+            "tool_text": accuracy("tool_text", ask_chat(engine, problems["tool_text"], tools=True))}
+    rows |= {f"text_{name}": value for name, value in text.items()}
+    rows["text_acc"] = float(np.mean(list(text.values())))
+    pictures = ask_chat(engine, problems["chat_picture"])
+    rows["zv_format_after"], rows["zv_acc"] = format_rate(pictures), accuracy("chat_picture", pictures)
+    rows["zv_acc_blind"] = accuracy("chat_picture", ask_chat(engine, exam.blind(problems["chat_picture"])))
+    rows["zv_margin"] = rows["zv_acc"] - rows["zv_acc_blind"]
+    rows["zv_response_tokens"] = float(np.mean([len(r.ids) for r in pictures]))
+    need, other = (ask_chat(engine, problems[name], tools=True) for name in ("tool_picture", "chat_picture"))
+    rows["zv_tool_rate_needed"], rows["zv_tool_rate_other"] = tool_rate(need), tool_rate(other)
+    rows["zv_tool_gap"] = rows["zv_tool_rate_needed"] - rows["zv_tool_rate_other"]
+    rows["zv_tool_acc"] = accuracy("tool_picture", need)
+    capital = ask_chat(engine, problems["flag_capital"])
+    rows["axb_thinking_acc"] = accuracy("flag_capital", capital)
+    rows["caption_f1_after"] = float(np.mean([score(p, a) for p, a in zip(problems["caption"], ask_document(engine, problems["caption"]))]))
+    return rows
+
+
+def report_card(run, split, number, precision="fp32"):
+    """All rows of a run: {"row": value}. The test split is read here and nowhere else; each reading is noted in the run."""
+    run = Path(run)
+    if split == "test":
+        with open(run / "test_reads.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
+    tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
+    rows = base_rows(Engine(load(run / "pretrain"), tokenizer, precision=precision), split, number)
+    rows |= chat_rows(Engine(load(run / "sft"), tokenizer, precision=precision), split, number)
+    rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
+    rows["axb_capital_thinking"] = ratio(rows["axb_thinking_acc"], rows["flag_name"] * rows["capital"])
+    return rows
+
+
+# ---- while training ------------------------------------------------------------------------------------------------------------------
+
+QUICK = {"pretrain": ("caption", "count", "name", *VIDEO, "ground", "ocr", "capital", "arithmetic", "scene_text"),
+         "sft": ("arithmetic", "scene_text", "tool_text", "caption", "count", "name", "chat_picture")}
+
+
+def quick_documents(stage, tokenizer, vision, length, number=40):
+    """[(row, Rendered)]: val problems with their true answers; text rows of the SFT stage as chats, everything else as documents."""
+    rng, out = np.random.default_rng(0), []
+    for row in QUICK[stage]:
+        for problem in exam.exam(row, "val", number):
+            chat = stage == "sft" and row in ("arithmetic", "scene_text", "tool_text", "chat_picture")
+            parts = [data.prepared(part, vision) for part in problem.context]
+            if chat:
+                messages, _ = data.chat_messages(replace(problem, context=()), rng)
+                messages[0]["content"] = [*parts, problem.question]
+                doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
+            else:
+                doc = tokenizer.render_document(parts + data.question_parts(problem, think=row == "arithmetic"))
+            if len(doc.ids) <= length:
+                out.append((row, doc))
+    return out
+
+
+@torch.no_grad()
+def quick(model, stage, documents, fabric):
+    """Teacher-forced val accuracy: the share of problems whose every trained-on token is the model's first choice, which is what greedy
+    decoding would write. Returns {"val": {row: accuracy}, "load": {"text"|"image"|"video": (layers, E) token counts}}."""
+    model.eval()
+    hits, loads = {}, {}
+    documents = sorted(documents, key=lambda item: len(item[1].ids))
+    for start in range(0, len(documents), 64):
+        rows = documents[start:start + 64]
+        length = len(rows[-1][1].ids)
+        batch = data.to_batch([[doc] for _, doc in rows], length, 0, model.config.vision.patch).to(fabric.device)
+        with fabric.autocast(), recorded_choices(model) as choices:
+            hidden = model(batch)
+            learned = batch.targets != -100
+            right = torch.ones_like(learned)
+            right[learned] = model.language.head(hidden[learned]).argmax(-1) == batch.targets[learned]
+        for (row, _), good in zip(rows, right.all(1).tolist()):
+            hits.setdefault(row, []).append(good)
+        add_loads(loads, token_types(batch, rows, model.media_pad, model.config.vision.patch), choices, model.config.language.experts)
+    order = [row for row in QUICK[stage] if row in hits]
+    return {"val": {row: float(np.mean(hits[row])) for row in order}, "load": {kind: load.tolist() for kind, load in loads.items()}}
+
+
+@contextmanager
+def recorded_choices(model):
+    """Collects what every router chose in the forwards inside: a list of (N, k) per MoE layer."""
+    choices, hooks = [], []
+    for layer in model.language.layers:
+        if layer.moe is not None:
+            hooks.append(layer.moe.router.register_forward_hook(lambda module, args, out: choices.append(out[1])))
+    try:
+        yield choices
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def token_types(batch, rows, media_pad, patch):
+    """(B, T) numbers: 0 padding, 1 text, 2 image, 3 video."""
+    types = (batch.segments > 0).long()
+    for i, (_, doc) in enumerate(rows):
+        kinds = [2 if clip.kind == "image" else 3 for clip in doc.clips for _ in range(clip.tokens(patch))]
+        types[i, batch.ids[i] == media_pad] = torch.tensor(kinds, device=types.device, dtype=types.dtype)
+    return types
+
+
+def add_loads(loads, types, choices, experts):
+    """Adds the chosen experts of every token type to loads[type] (layers, E)."""
+    for number, kind in ((1, "text"), (2, "image"), (3, "video")):
+        where = types.flatten() == number
+        if where.any():
+            counts = torch.stack([chosen[where].flatten().bincount(minlength=experts) for chosen in choices])
+            loads[kind] = loads.get(kind, 0) + counts.cpu()
+
+
+# ---- the end of a run ------------------------------------------------------------------------------------------------------------------
+
+def finish_run(run, preset, fabric, log):
+    """train.py's own short evaluation (val split), figures, and one picture with questions, thinking and answers."""
+    started = time.perf_counter()
+    rows = report_card(run, "val", preset.exam)
+    write_json(run / "report.json", {"split": "val", "problems": preset.exam, "rows": rows, "seconds": time.perf_counter() - started})
+    print_card(rows, preset.exam, "val")
+    report.plot_run(run / "metrics.jsonl", run)
+    path = run / "answers.png"
+    report.answers_picture(sample_answers(run), path)
+    log.say(f"figures: {path}, {run / 'loss.png'}, {run / 'accuracy.png'}, {run / 'load.png'}")
+    log.say(f'next: python sample.py "what is in the picture?" --image FILE --run {run}')
+
+
+def sample_answers(run):
+    """Eight val problems asked in chat after the cold start: what answers.png shows."""
+    tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
+    engine = Engine(load(run / "sft"), tokenizer)
+    picked = [*exam.exam("chat_picture", "val", 3), *exam.exam("name", "val", 1), *exam.exam("direction", "val", 1), *exam.exam("order", "val", 1), *exam.exam("arithmetic", "val", 1),
+              *exam.exam("caption", "val", 1)]
+    items = []
+    for problem, response in zip(picked, ask_chat(engine, picked)):
+        frames = [frame for part in problem.context if not isinstance(part, str) for frame in frames_of(part)]
+        items.append({"frames": frames, "question": problem.question, "thinking": response.parsed["thinking"], "answer": content_of(response),
+                      "expected": problem.answer, "correct": correct(problem, content_of(response))})
+    return items
+
+
+def frames_of(part):
+    return [part.pixels] if isinstance(part, Image) else list(part.frames)
+
+
+def print_card(rows, number, split):
+    """The report card on the terminal."""
+    table = Table(title=f"report card ({split} split, {number} problems a row)", title_justify="left")
+    for column, justify in (("row", "left"), ("value", "right"), ("95 %", "right"), ("target", "right")):
+        table.add_column(column, justify=justify)
+    for name, value in rows.items():
+        rate = 0 <= value <= 1 and not name.endswith(("ratio", "direct", "thinking", "drop", "gap", "margin", "tokens"))
+        low, high = report.wilson_interval(round(value * number), number) if rate else (None, None)
+        table.add_row(name, f"{value:.3f}", f"{low:.2f}-{high:.2f}" if rate else "", TARGETS.get(name, ""))
+    plan.console.print(table)
+
+
+def write_results(runs, cards, number, path):
+    """results/*.json from several runs: mean and standard deviation over seeds (DESIGN 7)."""
+    settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
+    names = list(cards[0])
+    rows = [{"name": name, "mean": float(np.mean([card[name] for card in cards])), "sd": float(np.std([card[name] for card in cards], ddof=1)) if len(cards) > 1 else None,
+             "values": [card[name] for card in cards], "problems": number, "target": TARGETS.get(name)} for name in names]
+    minutes = [sum_minutes(run) for run in runs]
+    content = {"experiment": path.stem, "command": settings[0]["command"], "commit": plan.commit(), "machine": settings[0]["machine"],
+               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION, "rows": rows}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, content)
+
+
+def sum_minutes(run):
+    """Wall clock minutes that the run's stages took, from its metrics."""
+    last = {}
+    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        last[row["stage"]] = row["seconds"]
+    return round(sum(last.values()) / 60, 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Print the report card of one or more runs.")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
+    parser.add_argument("--out", type=Path, help="write the rows to this results file (default with three runs on test: results/nano.json)")
+    parser.add_argument("--threads", type=int, default=plan.cores())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    number = args.problems or {"val": 100, "test": 500}[args.split]
+    cards = []
+    for run in args.runs:
+        cards.append(report_card(run, args.split, number))
+        print_card(cards[-1], number, args.split)
+    out = args.out or (Path("results/nano.json") if args.split == "test" and len(args.runs) >= 3 else None)
+    if out:
+        write_results(args.runs, cards, number, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""K2's language model: Multi-head Latent Attention and the DeepSeek-V3 mixture of experts (K2 2.3, DS3 2.1).
+
+Left out: YaRN (contexts here are short), multi-token prediction (K2 has none), expert groups (K2: n_group = 1).
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanokimi.config import LanguageConfig
+
+MASKED = -30000.0               # finite: a row of padding sees nothing and must not become NaN; exp of it is 0 in every dtype
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain, in the dtype of x."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return Normalise.apply(x, (self.weight * scale).to(x.dtype), self.eps)
+
+
+class Normalise(torch.autograd.Function):
+    """F.rms_norm with a hand-written backward: half the passes over memory, which is what costs on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x, gain, eps):
+        norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)     # 1 / rms
+        ctx.save_for_backward(x, scale, gain)
+        return (x * scale).mul_(gain)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, gain = ctx.saved_tensors
+        unit = x * scale
+        along = grad * unit                                                 # its mean over d is what the norm takes away again
+        mean = (along @ gain)[..., None] / -x.shape[-1]
+        return (unit * mean).addcmul_(grad, gain).mul_(scale), along.flatten(0, -2).sum(0), None
+
+
+def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """RoPE on interleaved pairs (x0, x1), (x2, x3), ... read as complex numbers: x (..., d), rotation (..., d / 2) complex64."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+def rope_1d(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
+    """Positions (B, T) -> rotation (B, T, 1, dim / 2) complex64."""
+    frequency = theta ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
+    angles = positions[..., None, None] * frequency
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, kernel: str) -> torch.Tensor:
+    """softmax(q k^T + mask) v: (B, H, T, .), q already scaled. `kernel` is "manual" (plain matmuls, fastest in bf16 on a CPU) or "sdpa"."""
+    if kernel == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return attention_logits(q, k, mask).softmax(-1) @ v
+
+
+def attention_logits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The softmax inputs (B, H, T, S); the mask is added in place, as masked_fill would copy the largest tensor of a layer twice."""
+    logits = q @ k.transpose(-1, -2)
+    return logits if mask is None else logits.add_(mask)
+
+
+# ---------------------------------------------------------------------------------------------------------------- cache
+
+class Cache:
+    """The compressed latents of the tokens so far: per layer (B, capacity, kv_lora + rope) = [c_kv | k_rope], filled up to `length`.
+
+    Left padding: give `segments` = 0 on padding when you prefill; the cache remembers those slots (`valid`) and no later token sees them.
+    """
+
+    def __init__(self, cfg: LanguageConfig, batch: int, capacity: int, device, dtype: torch.dtype = torch.float32):
+        self.latents = [torch.zeros(batch, capacity, cfg.kv_lora + cfg.rope, device=device, dtype=dtype) for _ in range(cfg.layers)]
+        self.valid = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.valid.shape[1]
+
+    def extend(self, valid: torch.Tensor) -> None:
+        """Makes room for (B, T) new tokens and notes which of them are real."""
+        B, T = valid.shape
+        assert B == len(self.valid), f"the cache holds {len(self.valid)} rows, the batch has {B}"
+        assert self.length + T <= self.capacity, f"cache of {self.capacity} tokens is too short for {self.length} + {T}"
+        self.valid[:, self.length:self.length + T] = valid
+        self.length += T
+
+    def append(self, layer: int, latent: torch.Tensor) -> torch.Tensor:
+        """Stores the newest (B, T, kv_lora + rope) and returns all latents so far (B, S, kv_lora + rope)."""
+        store = self.latents[layer]
+        store[:, self.length - latent.shape[1]:self.length] = latent
+        return store[:, :self.length]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these rows (a row may repeat): drops finished responses, or fans a prompt out to k samples."""
+        self.latents, self.valid = [latent[rows] for latent in self.latents], self.valid[rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------- attention
+
+@dataclass
+class Context:
+    """What all layers of one forward share."""
+    rotation: torch.Tensor      # (B, T, 1, rope / 2) complex
+    mask: torch.Tensor          # (B or 1, 1, T, S), 0 where a token may look and MASKED where not
+    valid: torch.Tensor | None  # (B, T) bool, False = padding
+    cache: Cache | None
+
+
+class MLA(nn.Module):
+    """Multi-head Latent Attention (DS3 2.1.1): keys and values come from one small latent, position from one shared RoPE key."""
+
+    def __init__(self, cfg: LanguageConfig, index: int):
+        super().__init__()
+        self.cfg, self.index, self.heads, self.scale, self.kernel = cfg, index, cfg.heads, cfg.qk_dim ** -0.5, "manual"
+        linear = lambda a, b: nn.Linear(a, b, bias=False)
+        self.q_a, self.q_norm, self.q_b = linear(cfg.dim, cfg.q_lora), RMSNorm(cfg.q_lora, 1e-6), linear(cfg.q_lora, cfg.heads * cfg.qk_dim)
+        self.kv_a, self.kv_norm = linear(cfg.dim, cfg.kv_lora + cfg.rope), RMSNorm(cfg.kv_lora, 1e-6)     # 1e-6: DeepSeek's code
+        self.kv_b = linear(cfg.kv_lora, cfg.heads * (cfg.nope + cfg.v_dim))
+        self.o = linear(cfg.heads * cfg.v_dim, cfg.dim)
+        self.max_logits = None                                              # (H,) of the last training forward, for QK-Clip
+
+    def forward(self, x: torch.Tensor, ctx: Context) -> torch.Tensor:
+        cfg, (B, T, _) = self.cfg, x.shape
+        q = self.q_b(self.q_norm(self.q_a(x), self.scale)).view(B, T, cfg.heads, cfg.qk_dim)     # softmax scale included
+        q_nope, q_rope = q.split([cfg.nope, cfg.rope], -1)
+        c_kv, k_rope = self.kv_a(x).split([cfg.kv_lora, cfg.rope], -1)
+        c_kv, q_rope = self.kv_norm(c_kv), rotate(q_rope, ctx.rotation)
+        k_rope = rotate(k_rope[:, :, None], ctx.rotation)               # (B, T, 1, rope): one key head for all
+        if ctx.cache is not None:
+            latent = ctx.cache.append(self.index, torch.cat([c_kv, k_rope[:, :, 0]], -1))
+            if latent.shape[1] > T:
+                return self.o(self.absorbed(q_nope, q_rope, latent, ctx.mask))
+        return self.o(self.expanded(q_nope, q_rope, c_kv, k_rope, ctx))
+
+    def expanded(self, q_nope, q_rope, c_kv, k_rope, ctx: Context) -> torch.Tensor:
+        """Training and prefill: keys and values are unpacked from the latent. -> (B, T, H * v_dim)"""
+        cfg, (B, T, _) = self.cfg, c_kv.shape
+        k_nope, v = self.kv_b(c_kv).view(B, T, cfg.heads, cfg.nope + cfg.v_dim).split([cfg.nope, cfg.v_dim], -1)
+        q = torch.cat([q_nope, q_rope], -1).transpose(1, 2)                 # (B, H, T, nope + rope)
+        k = torch.cat([k_nope, k_rope.expand(-1, -1, cfg.heads, -1)], -1).transpose(1, 2)
+        if self.kernel == "sdpa":
+            self.record(lambda: _chunked_max(q, k, ctx.mask), ctx)
+            y = attend(q, k, v.transpose(1, 2), ctx.mask, "sdpa")
+        else:
+            logits = attention_logits(q, k, ctx.mask)
+            self.record(lambda: logits.flatten(2).amax((0, 2)), ctx)
+            y = logits.softmax(-1) @ v.transpose(1, 2)
+        return y.transpose(1, 2).flatten(2)
+
+    def absorbed(self, q_nope, q_rope, latent, mask) -> torch.Tensor:
+        """Decoding: kv_b moves into the query and the output, so that nothing is unpacked per cached token. -> (B, T, H * v_dim)"""
+        cfg = self.cfg
+        up_k, up_v = self.kv_b.weight.view(cfg.heads, cfg.nope + cfg.v_dim, cfg.kv_lora).to(q_nope.dtype).split([cfg.nope, cfg.v_dim], 1)
+        q_c = torch.einsum("bthn,hnc->bhtc", q_nope, up_k)                  # (B, H, T, kv_lora)
+        q = torch.cat([q_c, q_rope.transpose(1, 2)], -1)
+        k = latent.to(q.dtype)[:, None]                                     # (B, 1, S, kv_lora + rope)
+        y = attend(q, k.expand(-1, cfg.heads, -1, -1), k[..., :cfg.kv_lora].expand(-1, cfg.heads, -1, -1), mask, "manual")
+        return torch.einsum("bhtc,hvc->bthv", y, up_v).flatten(2)
+
+    @torch.no_grad()
+    def record(self, maxima, ctx: Context) -> None:
+        """Largest softmax input per head over real, causal positions (K2 Alg. 1), without gradient; `maxima()` gives (H,)."""
+        if self.training and ctx.cache is None:
+            self.max_logits = maxima().float()
+
+
+def _chunked_max(q, k, mask) -> torch.Tensor:
+    """SDPA hides its logits: recompute their maxima per head (H,), one row of the batch at a time."""
+    rows = [attention_logits(a, b, m).flatten(1).amax(1) for a, b, m in zip(q, k, mask.expand(len(q), -1, -1, -1))]
+    return torch.stack(rows).amax(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- experts
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, dim: int, ffn: int):
+        super().__init__()
+        self.gate_up, self.down = nn.Linear(dim, 2 * ffn, bias=False), nn.Linear(ffn, dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(swiglu(self.gate_up(x)))
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """(..., 2 * ffn) -> (..., ffn)."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The readable reference: rows x (N, d) sorted by expert, counts (E,) -> (N, d)."""
+    parts = x.split(counts.tolist())
+    return torch.cat([F.linear(swiglu(F.linear(part, gate_up[e].to(x.dtype))), down[e].to(x.dtype)) for e, part in enumerate(parts)])
+
+
+def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The same in two grouped matrix products."""
+    ends = counts.cumsum(0).int()
+    h = swiglu(F.grouped_mm(x, gate_up.to(x.dtype).transpose(1, 2), offs=ends))
+    return F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=ends)
+
+
+EXPERTS = {"loop": experts_loop, "grouped": experts_grouped}
+
+
+class Dispatch(torch.autograd.Function):
+    """Tokens x (N, d) copied to their k slots, sorted by expert: (N * k, d). `order` lists the slots, `slots` (N, k) is its inverse.
+
+    Gathers both ways instead of scattered adds: fast, and bit-identical from run to run.
+    """
+
+    @staticmethod
+    def forward(ctx, x, order, slots):
+        ctx.save_for_backward(slots)
+        return x.index_select(0, order // slots.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        slots, = ctx.saved_tensors
+        return F.embedding_bag(slots, grad, mode="sum"), None, None
+
+
+class Combine(torch.autograd.Function):
+    """The weighted sum of each token's k expert outputs: y (N * k, d), weights (N, k) -> (N, d)."""
+
+    @staticmethod
+    def forward(ctx, y, weights, order, slots):
+        ctx.save_for_backward(y, weights, order, slots)
+        return F.embedding_bag(slots, y, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, weights, order, slots = ctx.saved_tensors
+        grad = grad.index_select(0, order // slots.shape[1])                # (N * k, d)
+        on_weights = (grad * y).sum(-1).take(slots)
+        return grad * weights.take(order)[:, None], on_weights, None, None
+
+
+class Router(nn.Module):
+    """Sigmoid scores; the selection bias decides who is chosen, never how much it counts (DS3 2.1.2)."""
+
+    def __init__(self, cfg: LanguageConfig):
+        super().__init__()
+        self.k, self.scaling = cfg.top_k, cfg.routed_scaling
+        self.weight = nn.Parameter(torch.empty(cfg.experts, cfg.dim))
+        self.register_buffer("e_score_correction_bias", torch.zeros(cfg.experts))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(N, d) -> scores (N, E) fp32, chosen (N, k), weights (N, k) that sum to routed_scaling."""
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        chosen = (scores.detach() + self.e_score_correction_bias).topk(self.k, sorted=False).indices
+        weights = scores.gather(1, chosen)
+        return scores, chosen, weights / weights.sum(-1, keepdim=True) * self.scaling
+
+
+class MoE(nn.Module):
+    """Routed experts plus a shared one that is always on and not scaled. No token is dropped."""
+
+    def __init__(self, cfg: LanguageConfig):
+        super().__init__()
+        self.cfg, self.kernel = cfg, "loop"
+        self.router = Router(cfg)
+        self.gate_up = nn.Parameter(torch.empty(cfg.experts, 2 * cfg.expert_ffn, cfg.dim))
+        self.down = nn.Parameter(torch.empty(cfg.experts, cfg.dim, cfg.expert_ffn))
+        self.shared = SwiGLU(cfg.dim, cfg.shared * cfg.expert_ffn)
+        self.load, self.aux = None, None                                    # of the last training forward: (E,) counts, scalar
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        flat = x.flatten(0, 1)                                              # (N, d)
+        scores, chosen, weights = self.router(flat)
+        if self.training:
+            self.measure(scores.view(*x.shape[:2], -1), chosen.view(*x.shape[:2], -1), valid)
+        order = chosen.flatten().argsort(stable=True)                       # (N * k,) slots sorted by expert
+        slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view_as(chosen)
+        counts = chosen.flatten().bincount(minlength=self.cfg.experts)
+        y = EXPERTS[self.kernel](Dispatch.apply(flat, order, slots), counts, self.gate_up, self.down)      # (N * k, d)
+        return self.shared(x) + Combine.apply(y, weights.to(y.dtype), order, slots).view_as(x)
+
+    def measure(self, scores: torch.Tensor, chosen: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Load (tokens per expert) and the sequence-wise balance loss (DS3 Eq. 17-20), summed over rows; a row is a sequence, padding left out."""
+        picked = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)         # (B, T, E)
+        share = scores / scores.sum(-1, keepdim=True)
+        real = torch.ones_like(picked[..., :1]) if valid is None else valid[..., None].float()
+        count = real.sum(1).clamp(min=1)                                    # (B, 1)
+        picked = (picked * real).sum(1)                                     # (B, E)
+        f = picked * self.cfg.experts / (self.cfg.top_k * count)
+        self.aux = (f * (share * real).sum(1) / count).sum()
+        self.load = picked.sum(0).detach()
+
+    @torch.no_grad()
+    def update_bias(self, load: torch.Tensor, rate: float) -> None:
+        """b_i += rate * (sign(e_i) - mean_j sign(e_j)), e_i = mean load - load_i: Moonlight's mean-free form (ML App. C)."""
+        sign = (load.float().mean() - load.float()).sign()
+        self.router.e_score_correction_bias += rate * (sign - sign.mean())
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+class Layer(nn.Module):
+    """x + MLA(norm x), then x + FFN(norm x); the first layers have a plain SwiGLU instead of experts (K2 Table 2)."""
+
+    def __init__(self, cfg: LanguageConfig, index: int):
+        super().__init__()
+        self.norm0, self.attn = RMSNorm(cfg.dim, cfg.eps), MLA(cfg, index)
+        self.norm1 = RMSNorm(cfg.dim, cfg.eps)
+        self.mlp = SwiGLU(cfg.dim, cfg.dense_ffn) if index < cfg.dense_layers else None
+        self.moe = MoE(cfg) if index >= cfg.dense_layers else None
+
+    def forward(self, x: torch.Tensor, ctx: Context) -> torch.Tensor:
+        x = x + self.attn(self.norm0(x), ctx)
+        h = self.norm1(x)
+        return x + (self.mlp(h) if self.moe is None else self.moe(h, ctx.valid))
+
+
+def attention_mask(segments: torch.Tensor | None, cache: Cache | None, T: int, like: torch.Tensor) -> torch.Tensor:
+    """(B or 1, 1, T, S) to add to the logits: causal, within the own document, never padding."""
+    S = T if cache is None else cache.length
+    steps = torch.arange(S, device=like.device)
+    seen = (steps[S - T:, None] >= steps)[None]                             # (1, T, S)
+    if cache is not None:
+        seen = seen & cache.valid[:, None, :S]
+    elif segments is not None:
+        seen = seen & (segments[:, :, None] == segments[:, None]) & (segments > 0)[:, None]
+    return torch.zeros(seen.shape, device=like.device, dtype=like.dtype).masked_fill_(~seen, MASKED)[:, None]
+
+
+class LanguageModel(nn.Module):
+    """Embeddings in, hidden states after the final norm out; `embed` and the untied `head` are called by the owner."""
+
+    def __init__(self, cfg: LanguageConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab, cfg.dim)
+        self.layers = nn.ModuleList(Layer(cfg, i) for i in range(cfg.layers))
+        self.norm = RMSNorm(cfg.dim, cfg.eps)
+        self.head = nn.Linear(cfg.dim, cfg.vocab, bias=False)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, std=cfg.init_std)
+
+    def forward(self, embeds: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None = None, cache: Cache | None = None) -> torch.Tensor:
+        """embeds (B, T, d), positions (B, T), segments (B, T) or None -> hidden (B, T, d).
+
+        Segments number the documents packed in a row, 0 is padding. With a cache the new tokens are appended to it, a row holds one document
+        and segments only say which tokens are real.
+        """
+        B, T, _ = embeds.shape
+        if cache is not None:
+            cache.extend(torch.ones(B, T, dtype=torch.bool, device=embeds.device) if segments is None else segments > 0)
+        rotation = rope_1d(positions, self.cfg.rope, self.cfg.rope_theta)
+        mask = attention_mask(segments, cache, T, embeds)
+        ctx = Context(rotation, mask, None if segments is None else segments > 0, cache)
+        x = embeds
+        for layer in self.layers:
+            x = layer(x, ctx)
+        return self.norm(x)
+
+    def update_bias(self, rate: float) -> None:
+        """One balancing step of every router from the loads of the last training forward."""
+        for layer in self.layers[self.cfg.dense_layers:]:
+            layer.moe.update_bias(layer.moe.load, rate)

@@ -1,0 +1,99 @@
+"""Files -> pixels, with Pillow alone: pictures, animated gif / webp / png, folders of frames.
+
+Left out: mp4 and friends, which need a decoder of 100 MB; `ffmpeg -i in.mp4 -vf fps=2 frames/%04d.png` makes a folder of them.
+"""
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+FOLDER_FPS = 2.0                # of a folder of frames: K2.5's sampling rate (ours for a folder)
+DEFAULT_FRAME_MS = 100          # of a gif that does not say: what browsers do
+MAX_PIXELS = 2 ** 27            # of all frames together: 400 MB (ours)
+HINT = "give a .gif, an animated .webp or .png, or a folder of frames (ffmpeg -i FILE -vf fps=2 frames/%04d.png makes one)"
+
+
+class MediaError(ValueError):
+    """A file that cannot be used; the message is one line for the user."""
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow image of any mode -> uint8 (H, W, 3): turned upright (EXIF), transparency on white, 16 bits to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):                                              # 16-bit grey: Pillow would clip it, not scale it
+        return np.repeat((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """uint8 (H, W, 3) of a picture file (the first frame of an animation). Raises MediaError."""
+    with _open(path) as image:
+        return _decoded(path, lambda: to_rgb(image))
+
+
+def load_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """(frames uint8 (T, H, W, 3), frames a second) of an animation or a folder of equally large frames. Raises MediaError."""
+    return _load_folder(Path(path)) if Path(path).is_dir() else _load_animation(path)
+
+
+def _load_animation(path) -> tuple[np.ndarray, float]:
+    """Frames last differently long in a gif; their mean counts."""
+    with _open(path, HINT) as image:
+        count = getattr(image, "n_frames", 1)
+        _check_size(path, count, image.size)
+        frames, durations = [], []
+        for frame in _decoded(path, lambda: list(_copies(image))):
+            frames.append(to_rgb(frame))
+            durations.append(frame.info.get("duration") or DEFAULT_FRAME_MS)
+    return np.stack(frames), 1000.0 / float(np.mean(durations))
+
+
+def _copies(image):
+    for frame in ImageSequence.Iterator(image):
+        yield frame.copy()
+
+
+def _load_folder(path: Path) -> tuple[np.ndarray, float]:
+    """Files in natural order (2 before 10); what is no picture by its ending is not looked at."""
+    endings = Image.registered_extensions()
+    files = sorted((f for f in path.iterdir() if f.suffix.lower() in endings and not f.name.startswith(".")), key=_natural)
+    if not files:
+        raise MediaError(f"no pictures in the folder {path}")
+    frames = [load_image(files[0])]
+    _check_size(path, len(files), frames[0].shape[1::-1])
+    frames += [load_image(f) for f in files[1:]]
+    if len({frame.shape for frame in frames}) > 1:
+        raise MediaError(f"the frames in {path} differ in size")
+    return np.stack(frames), FOLDER_FPS
+
+
+def _natural(path: Path) -> list:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _check_size(path, count: int, size: tuple[int, int]) -> None:
+    if count * size[0] * size[1] > MAX_PIXELS:
+        raise MediaError(f"{path} is too large: {count} frames of {size[0]} x {size[1]}, at most {MAX_PIXELS:,} pixels in all")
+
+
+def _open(path, hint: str = "give a picture file") -> Image.Image:
+    if not Path(path).is_file():
+        raise MediaError(f"no such file: {path}" if not Path(path).exists() else f"not a file: {path}")
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path} is too large") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"cannot read {path}: {hint}") from error
+
+
+def _decoded(path, decode):
+    """decode(), whose errors are the file's fault: truncated or broken data."""
+    try:
+        return decode()
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise MediaError(f"cannot decode {path}: {error}") from error

@@ -1,0 +1,152 @@
+"""NanoKimi = MoonViT-3D + projector + language model: forward, loss, save, load."""
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.language import Cache, LanguageModel
+from nanokimi.vision import MoonViT3D, Projector
+
+NO_LOSS = -100
+
+
+@dataclass
+class Batch:
+    """Packed rows of documents and the patches of their clips, in reading order."""
+    ids: torch.Tensor                       # (B, T) long
+    targets: torch.Tensor                   # (B, T) long, -100 = no loss here
+    positions: torch.Tensor                 # (B, T) long, restart in every document
+    segments: torch.Tensor                  # (B, T) long, 0 = padding
+    patches: torch.Tensor | None = None     # (P, 3 * patch * patch) uint8
+    grid_thw: list = field(default_factory=list)
+    denominator: int = 0                    # targets of the FULL batch; 0 = count this one
+    rows: int = 0                           # rows of the FULL batch; 0 = count this one
+
+    def __post_init__(self):
+        self.denominator = self.denominator or int((self.targets != NO_LOSS).sum())
+        self.rows = self.rows or len(self.ids)
+
+    def to(self, device) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}
+        return replace(self, **moved)
+
+    def split(self, rows: int, media_pad: int) -> list["Batch"]:
+        """Micro-batches of `rows` rows whose losses and gradients add up to the full batch's."""
+        parts, clip, patch = [], 0, 0
+        for start in range(0, len(self.ids), rows):
+            cut = {name: getattr(self, name)[start:start + rows] for name in ("ids", "targets", "positions", "segments")}
+            left, first = int((cut["ids"] == media_pad).sum()), (clip, patch)
+            while left > 0:
+                t, h, w = self.grid_thw[clip]
+                left, clip, patch = left - h * w // 4, clip + 1, patch + t * h * w
+            assert left == 0, "a clip lies across two micro-batches"
+            media = self.patches[first[1]:patch] if clip > first[0] else None
+            parts.append(replace(self, **cut, patches=media, grid_thw=self.grid_thw[first[0]:clip]))
+        return parts
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """log softmax(logits)[target] in fp32 for (n, V) logits, chunk by chunk; backward turns the logits into their own gradient in place."""
+    CHUNK = 64                              # rows; keeps the fp32 copy inside the cache (ours)
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(TokenLogProbs.CHUNK)])    # (n,)
+        ctx.save_for_backward(logits, targets, norm)
+        return logits.gather(1, targets[:, None])[:, 0].float() - norm
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, targets, norm = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for i in range(0, len(logits), TokenLogProbs.CHUNK):
+            rows = slice(i, i + TokenLogProbs.CHUNK)
+            p = (logits[rows].float() - norm[rows, None]).exp_().mul_(-grad[rows, None])
+            out[rows] = p.scatter_add_(1, targets[rows, None], grad[rows, None])
+        return out, None
+
+
+def token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """logits (n, V) of any float dtype, targets (n,) -> log-probabilities (n,) fp32, differentiable."""
+    return TokenLogProbs.apply(logits, targets)
+
+
+class NanoKimi(nn.Module):
+    """The whole model. `media_pad` is the id that stands for one media token in `ids`."""
+
+    def __init__(self, config: ModelConfig, media_pad: int):
+        super().__init__()
+        assert 0 <= media_pad < config.language.vocab, f"media_pad {media_pad} is outside the vocabulary of {config.language.vocab}"
+        self.config, self.media_pad = config, media_pad
+        self.vision = MoonViT3D(config.vision)
+        self.projector = Projector(config.vision, config.language.dim)
+        self.language = LanguageModel(config.language)
+
+    def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = ()) -> torch.Tensor:
+        """Token embeddings (B, T, d) with the media rows put in, in order."""
+        x = self.language.embed(ids)
+        device = ids.device.type
+        x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+        where = ids == self.media_pad
+        expected = sum(h * w // 4 for _, h, w in grid_thw)
+        assert int(where.sum()) == expected, f"{int(where.sum())} media tokens in ids, but the clips {list(grid_thw)} give {expected}"
+        if not grid_thw:
+            return x
+        media = self.projector(self.vision(patches, list(grid_thw)))        # (M, d)
+        return x.flatten(0, 1).index_copy(0, where.flatten().nonzero()[:, 0], media.to(x.dtype)).view_as(x)
+
+    def forward(self, batch: Batch, cache: Cache | None = None) -> torch.Tensor:
+        """-> hidden (B, T, d) after the final norm; `self.language.head` makes logits of it."""
+        x = self.embed(batch.ids, batch.patches, batch.grid_thw)
+        return self.language(x, batch.positions, batch.segments, cache)
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict]:
+        """(scalar fp32 = cross-entropy + balance loss, detached parts). Micro-batches of one full batch add up to its loss."""
+        hidden = self(batch)
+        where = (batch.targets != NO_LOSS).flatten().nonzero()[:, 0]        # the head runs here only: logits are what fills memory
+        logits = self.language.head(hidden.flatten(0, 1).index_select(0, where))
+        total = -token_logprobs(logits, batch.targets.flatten()[where]).sum()
+        ce = total / max(1, batch.denominator)
+        aux = sum(layer.moe.aux for layer in self.language.layers if layer.moe is not None) / batch.rows
+        loss = ce + self.config.language.aux_alpha * aux
+        return loss, {"loss": loss.detach(), "ce": ce.detach(), "aux": aux.detach(), "tokens": len(where)}
+
+
+def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
+    """Sets the expert and attention kernels this device can run; returns their names for the log."""
+    device = torch.device(device)
+    new_enough = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
+    experts = "grouped" if new_enough and hasattr(F, "grouped_mm") else "loop"
+    attention = "sdpa" if device.type == "cuda" else "manual"
+    for block in model.vision.layers:
+        block.attn.kernel = attention
+    for layer in model.language.layers:
+        layer.attn.kernel = attention
+        if layer.moe is not None:
+            layer.moe.kernel = experts
+    return {"experts": experts, "attention": attention}
+
+
+def save(model: NanoKimi, path: Path | str) -> None:
+    """Writes model.safetensors and config.json into the directory `path`."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({"media_pad": model.media_pad, **asdict(model.config)}, indent=1) + "\n")
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> NanoKimi:
+    """The model that `save` wrote, in eval mode, kernels chosen for `device`. FileNotFoundError if `path` is no model directory."""
+    path = Path(path)
+    text = json.loads((path / "config.json").read_text())
+    config = ModelConfig(VisionConfig(**text["vision"]), LanguageConfig(**text["language"]))
+    model = NanoKimi(config, text["media_pad"])
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    choose_kernel(model, device)
+    return model.to(device).eval()

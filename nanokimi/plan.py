@@ -1,0 +1,178 @@
+"""Around the training loop: settings that a run keeps, how many steps fit the minutes, the log, Ctrl-C."""
+import copy
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import data
+from .checkpoint import write_json
+from .config import PRESETS
+from .muon import MuonClip, qk_clip
+
+console = Console(stderr=False, highlight=False)
+
+
+def cores():
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def machine():
+    """One line about the computer, for results."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+    return f"{name}, {cores()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def commit():
+    """The repository's commit, or None outside of one."""
+    out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return out.stdout.strip() or None
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------------------
+
+def settle(run, args):
+    """The run's settings: written on the first start, read ever after. Raises SystemExit if the command line contradicts them."""
+    path = run / "run.json"
+    asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps}
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        precision = faster_precision() if args.precision == "auto" else args.precision
+        write_json(path, {**asked, "precision": precision, "threads": args.threads, "machine": machine(), "commit": commit(),
+                          "command": " ".join(["python", *sys.argv]), "started": time.time()})
+    settings = json.loads(path.read_text())
+    for name in ("preset", "seed", "minutes"):
+        if settings[name] != asked[name]:
+            sys.exit(f"{run} was started with {name} {settings[name]}, not {asked[name]}: give another --run, or the old {name}.")
+    return settings
+
+
+def faster_precision():
+    """bf16-mixed where a bf16 matmul beats fp32 by 1.5x (AMX, AVX512-BF16, a GPU), else 32-true; timed for a fraction of a second."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2048, 256, dtype=dtype), torch.randn(256, 512, dtype=dtype)
+        a @ b
+        start = time.perf_counter()
+        for _ in range(20):
+            a @ b
+        seconds[dtype] = time.perf_counter() - start
+    return "bf16-mixed" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "32-true"
+
+
+def set_steps(run, settings, preset, model, tokenizer, log, warm=3, timed=8):
+    """Time a few real steps on a throw-away copy of the model and write the number of pre-training steps that fit the minutes."""
+    trial = copy.deepcopy(model).train()
+    optimizer = MuonClip(trial.named_parameters(), lr=1e-4)
+    batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length, 2 * (warm + timed),
+                           first=warm + timed)                           # the middle of the run, where clips are at full size
+    for i, (batch, _) in enumerate(data.stream(batches)):
+        if i == warm:
+            start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
+            loss, _ = trial.loss(batch)
+        loss.backward()
+        optimizer.step(), optimizer.zero_grad(), qk_clip(trial, 1e9)
+    per_step = (time.perf_counter() - start) / timed
+    seconds = 60 * settings["minutes"] * preset.pretrain_share - 10
+    settings["steps"] = max(preset.warmup + 10, int(seconds / per_step))
+    settings["measured_step_seconds"] = per_step
+    write_json(run / "run.json", settings)
+    log.say(f"{1000 * per_step:.0f} ms a step: {settings['steps']} pre-training steps for {settings['minutes']:g} minutes in all")
+
+
+def shares(totals):
+    """What a stage has read, in words."""
+    tokens = totals["tokens"]
+    return (f"{tokens / 1e6:.2f} M tokens in {totals['documents']} documents: {totals['image_tokens'] / tokens:.1%} pictures, "
+            f"{totals['clip_tokens'] / tokens:.1%} clips, {totals['learned'] / tokens:.0%} of all tokens trained on")
+
+
+# ---- Ctrl-C and the log ------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Stop:
+    asked: bool = False
+
+
+@contextmanager
+def interruptible():
+    """The first Ctrl-C (or TERM) asks the loop to save and stop; the second one stops at once."""
+    stop = Stop()
+
+    def ask(number, frame):
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        console.print("\nsaving after this step (Ctrl-C again: stop at once) ...")
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """metrics.jsonl always, a progress bar with the numbers that matter, wandb when asked."""
+
+    def __init__(self, run, wandb=False):
+        self.path, self.run, self.val, self.bar, self.wandb = run / "metrics.jsonl", run, {}, None, None
+        if wandb:
+            import wandb as library
+            self.wandb = library.init(project="nanokimi", name=run.name, dir=run, resume="allow")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.wandb:
+            self.wandb.finish()
+
+    def say(self, text):
+        """A line above the progress bar."""
+        (self.bar.console if self.bar else console).print(text)
+
+    def forget(self, stage, step):
+        """Drop rows that a killed run wrote after its last checkpoint: they will be written again."""
+        if self.path.exists():
+            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def progress(self, stage, batches, steps, done):
+        """Iterate over batches behind a progress bar."""
+        self.forget(stage, done)
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        with Progress(*columns, console=console, refresh_per_second=2) as self.bar:
+            self.task = self.bar.add_task(stage, total=steps, completed=done, note="")
+            yield from batches
+        self.bar = None
+
+    def row(self, row):
+        """One step's numbers."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.val = row.get("val", self.val)
+        best = " ".join(f"{name} {value:.0%}" for name, value in list(self.val.items())[:5])
+        self.bar.update(self.task, completed=row["step"], note=f"{best} loss {row['loss']:.2f} {row['tokens'] / row['seconds'] / 1000:.1f}k tok/s")
+        if "val" in row:
+            self.say(f"{row['stage']} {row['step']:5d}  loss {row['loss']:.3f}  val " + "  ".join(f"{n} {v:.0%}" for n, v in row["val"].items()))
+        if self.wandb:
+            self.wandb.log({k: v for k, v in row.items() if k != "load"})

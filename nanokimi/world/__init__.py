@@ -1,0 +1,1 @@
+"""The world: everything there is to learn, generated from seeds over real content."""

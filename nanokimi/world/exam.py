@@ -1,0 +1,111 @@
+"""The exam: what test problems look like, written down and hashed before the first training run.
+
+Changing anything here, or in the generators behind it, changes `fingerprint` (a test holds it): then bump VERSION and run every row again.
+Problems depend on (VERSION, row, split, number) only, never on a training seed.
+"""
+import hashlib
+import zlib
+from dataclasses import replace
+
+import numpy as np
+
+from . import content, problems as world
+from .types import Clip, Image
+
+VERSION = 1
+
+
+def _pick(problems, rng, wanted):
+    """One problem whose question begins with one of the wanted words, or None."""
+    chosen = [p for p in problems if p.question.startswith(wanted)]
+    return chosen[rng.integers(len(chosen))] if chosen else None
+
+
+def _from_scene(wanted, most=6, modality="image"):
+    """A maker of scene problems that asks only what is wanted; draws scenes until one allows it."""
+    def make(rng, split):
+        while True:
+            problem = _pick(world.scene_problems(rng, split, count=int(rng.integers(1, most + 1)), modality=modality), rng, wanted)
+            if problem:
+                return problem
+    return make
+
+
+def _unshown_picture(rng, split):
+    """A picture of a name that no training clip shows: the other half of the N+1 ratio."""
+    names = [p.name for p in world.ALL if not world.shown_in_clips(p.name)]
+    return world.naming_problems(rng, split, names[rng.integers(len(names))])[0]
+
+
+def _flag(rng, split):
+    return world.naming_problems(rng, split, world.COUNTRIES[rng.integers(len(world.COUNTRIES))].name)[0]
+
+
+def _chat_picture(rng, split):
+    """Pictures in chat: colours, neighbours, counts, names."""
+    if rng.random() < 0.25:
+        return world.naming_problems(rng, split)[0]
+    return _from_scene(("what colour", "what is next", "how many"), most=4)(rng, split)
+
+
+ROWS = {
+    "caption": _from_scene(("what is in",), most=4),
+    "count": lambda rng, split: world.counting_problems(rng, split)[0],
+    "name": lambda rng, split: world.naming_problems(rng, split)[0],
+    "direction": lambda rng, split: world.direction_problems(rng, split)[0],
+    "appear": lambda rng, split: world.appear_problems(rng, split)[1],
+    "order": lambda rng, split: world.order_problems(rng, split)[rng.integers(2)],
+    "ground": _from_scene(("where is",)),
+    "ocr": lambda rng, split: world.ocr_problems(rng, split)[0],
+    "clip_name_unshown": lambda rng, split: world.clip_naming_problems(rng, split, shown=False)[0],
+    "picture_name_unshown": _unshown_picture,
+    "flag_name": _flag,
+    "capital": lambda rng, split: world.capital_problems(rng, split)[0],
+    "flag_capital": lambda rng, split: world.flag_capital_problems(rng, split)[0],
+    "arithmetic": lambda rng, split: world.arithmetic_problems(rng, split)[0],
+    "scene_text": _from_scene(("what colour", "what is next", "how many"), modality="text"),
+    "tool_text": lambda rng, split: world.tool_problems(rng, split)[0],
+    "chat_picture": _chat_picture,
+    "tool_picture": lambda rng, split: world.picture_tool_problems(rng, split)[0],
+}
+
+
+def exam(row, split, number):
+    """The first `number` problems of a row."""
+    seed = zlib.crc32(row.encode())
+    return [ROWS[row](np.random.default_rng([VERSION, seed, {"train": 0, "val": 1, "test": 2}[split], i]), split) for i in range(number)]
+
+
+def fingerprint(split="test", number=20):
+    """SHA-256 of the exam: prompts, answers, and the shapes and coarse pixels of the media (fine pixels may differ between rasterisers)."""
+    digest = hashlib.sha256(f"version {VERSION}".encode())
+    for row in ROWS:
+        for problem in exam(row, split, number):
+            for part in problem.context:
+                pixels = part.pixels[None] if isinstance(part, Image) else part.frames if isinstance(part, Clip) else None
+                seen = part if pixels is None else f"{pixels.shape} {np.round(pixels.mean((1, 2)) / 16).astype(int).tolist()}"
+                digest.update(seen.encode())
+            digest.update(f"{problem.question}|{problem.answer}|{problem.verifier}".encode())
+    return digest.hexdigest()
+
+
+# ---- controls: what the model can do without really looking ----------------------------------------------------------------------------
+
+def blind(problems):
+    """Every problem with the media of another one."""
+    half = len(problems) // 2
+    return [replace(p, context=problems[(i + half) % len(problems)].context) for i, p in enumerate(problems)]
+
+
+def one_frame(problems):
+    """Clips cut down to their middle frame."""
+    return [replace(p, context=tuple(Clip(part.frames[len(part.frames) // 2:][:1], part.fps) for part in p.context)) for p in problems]
+
+
+def shuffled(problems):
+    """Clips with their frames in random order."""
+    rng = np.random.default_rng(VERSION)
+    return [replace(p, context=tuple(Clip(part.frames[rng.permutation(len(part.frames))], part.fps) for part in p.context)) for p in problems]
+
+
+assert len(content.CAPITALS) > 40

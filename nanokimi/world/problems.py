@@ -1,0 +1,397 @@
+"""Problems by ability. Every function takes (rng, split) and returns the problems about ONE context, pictures or their text twin.
+
+A twin says in words what the picture shows, and asks the same questions: the model that learns both can carry one over to the other.
+"""
+import zlib
+
+import numpy as np
+
+from . import content, draw
+from .scenes import DIRECTIONS, MIN_SIZE, canvas_size, film, free_place, moved, pairs, pictogram_size, sample_kinds, sample_scene, travel
+from .scenes import Scene, Thing
+from .types import Image, Problem
+
+NUMBER_WORDS = "zero one two three four five six seven eight nine".split()
+
+
+def split_of(text):
+    """The split of a text problem, by a hash of what it asks: one in ten is test, one in ten val."""
+    return {0: "test", 1: "val"}.get(zlib.crc32(text.encode()) % 10, "train")
+
+
+def in_split(make, rng, split):
+    """Draw problems until one falls into the split (by its context and question)."""
+    while True:
+        problem = make(rng)
+        if split_of("".join(map(str, problem.context)) + problem.question) == split:
+            return problem
+
+
+ALL = tuple(content.PICTOGRAMS.values())
+COUNTRIES = tuple(p for p in ALL if p.capital)
+IN_SCENES = tuple(p.name for p in ALL if not p.capital)          # pictograms that may stand in scenes beside drawn shapes: no flags
+
+
+def shown_in_clips(name):
+    """Half of the names may appear in training clips; the other half is seen in pictures only, which measures N+1."""
+    return zlib.crc32(name.encode()) % 2 == 0
+
+
+# ---- scenes: perception, counting, grounding, reasoning ---------------------------------------------------------------------------
+
+def plural(word):
+    return {"everything": "objects", "cross": "crosses"}.get(word, word + "s")
+
+
+def count_question(rng, things):
+    """How many objects, stars, or red objects: (words, the things that count)."""
+    shapes = [t for t in things if t.colour]
+    kind_of = rng.choice(["all", "kind", "colour"] if shapes else ["all"])
+    if kind_of == "all":
+        return "objects", list(things)
+    chosen = shapes[rng.integers(len(shapes))]
+    if kind_of == "kind":
+        return plural(chosen.kind), [t for t in things if t.kind == chosen.kind]
+    return f"{chosen.colour} objects", [t for t in things if t.colour == chosen.colour]
+
+
+def enumerated(things):
+    """`red star 1, blue star 2`: counting aloud."""
+    return ", ".join(f"{thing.name} {i}" for i, thing in enumerate(things, 1))
+
+
+def scene_questions(scene, rng):
+    """(ability, question, reasoning step, answer, verifier) for everything that this scene allows to ask without ambiguity."""
+    things, rows = scene.things, [("perception", "what is in the picture?", "", scene.names, "caption")]
+    words, counted = count_question(rng, things)
+    rows.append(("counting", f"how many {words} are there?", f" {words}: {enumerated(counted)}.", str(len(counted)), "count"))
+    kinds, names = [t.kind for t in things], [t.name for t in things]
+    for thing in rng.permutation(np.array(things, dtype=object)):
+        if thing.colour and kinds.count(thing.kind) == 1:
+            rows.append(("perception", f"what colour is the {thing.kind}?", f" the {thing.kind} is {thing.colour}.", thing.colour, "exact"))
+            break
+    unique = [i for i, name in enumerate(names) if names.count(name) == 1]
+    rng.shuffle(unique)
+    for i in unique[:1]:
+        box = " ".join(map(str, things[i].box(scene.width, scene.height)))
+        rows.append(("grounding", f"where is the {names[i]}?", "", box, "box"))
+        side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
+        if 0 <= j < len(things):
+            rows.append(("reasoning", f"what is next to the {names[i]} on the {side}?",
+                         f" {side} of the {names[i]} is the {names[j]}.", names[j], "exact"))
+    return rows
+
+
+def about_scene(scene, context, modality, rng):
+    """All questions about a scene, as problems on a picture or on its description."""
+    return [Problem(ability, modality, context, question, answer, scene.caption + step, verifier,
+                    meta={"objects": len(scene.things), "unseen_pair": any((t.colour, t.kind) not in pairs("train") for t in scene.things if t.colour)})
+            for ability, question, step, answer, verifier in scene_questions(scene, rng)]
+
+
+def scene_problems(rng, split, count=None, modality="image"):
+    """Questions about one random scene: a picture, or its text twin."""
+    kinds = sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES)
+    sides = (48, 96) if any(colour is None for colour, _ in kinds) else (32, 96)      # a pictogram needs 14 pixels
+    scene = sample_scene(rng, split, kinds=kinds, sides=sides)
+    context = (scene.picture(rng),) if modality == "image" else (described(scene, rng),)
+    problems = about_scene(scene, context, modality, rng)
+    if modality == "text":                                       # a description without boxes cannot answer `where`
+        problems = [p for p in problems if p.ability != "grounding"]
+    return problems
+
+
+def described(scene, rng):
+    return f"a picture shows from left to right: {scene.names}."
+
+
+def counting_problems(rng, split):
+    """One picture, one count; answers 1 to 6 are equally frequent, so that guessing earns 1/6."""
+    target, choices = int(rng.integers(1, 7)), pairs(split)
+    colour, kind = choices[rng.integers(len(choices))]
+    mode = ["all", "kind", "colour"][rng.integers(3)]
+    matches = {"all": lambda pair: True, "kind": lambda pair: pair[1] == kind, "colour": lambda pair: pair[0] == colour}[mode]
+    same, other = [p for p in choices if matches(p)], [p for p in choices if not matches(p)]
+    extra = int(rng.integers(0, 7 - target)) if other else 0
+    kinds = [same[rng.integers(len(same))] for _ in range(target)] + [other[rng.integers(len(other))] for _ in range(extra)]
+    scene = sample_scene(rng, split, kinds=[kinds[i] for i in rng.permutation(len(kinds))], sides=(32, 96) if len(kinds) < 4 else (40, 96))
+    words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} objects"}[mode]
+    counted = [t for t in scene.things if matches((t.colour, t.kind))]
+    return [Problem("counting", "image", (scene.picture(rng),), f"how many {words} are there?", str(target),
+                    f"{scene.caption} {words}: {enumerated(counted)}.", "count")]
+
+
+# ---- pictograms: names, categories, capitals -------------------------------------------------------------------------------------
+
+def pictogram_scene(rng, split, name):
+    """One pictogram on a canvas of 48 to 96 pixels, 16 pixels to 40 % of the side."""
+    width, height = canvas_size(rng, 48, 96, split)
+    size = pictogram_size(rng, 16, 0.4 * min(width, height), split)
+    return Scene(width, height, (Thing(name, None, *free_place(rng, size, width, height, ()), size),))
+
+
+def naming_problems(rng, split, name=None):
+    """What is this? What kind of thing is it?"""
+    pictogram = content.PICTOGRAMS[name] if name else ALL[rng.integers(len(ALL))]
+    scene = pictogram_scene(rng, split, pictogram.name)
+    problems = about_pictogram(pictogram, (scene.picture(rng),), "image", scene.caption)
+    return problems if split != "train" or rng.random() < 0.3 else problems[:1]          # names are the harder half
+
+
+def about_pictogram(pictogram, context, modality, caption):
+    """Name and category of the one pictogram in a picture or clip."""
+    meta = {"name": pictogram.name, "in_clips": shown_in_clips(pictogram.name)}
+    name = Problem("knowledge", modality, context, "what is this?", pictogram.name, caption, meta=meta)
+    category = Problem("knowledge", modality, context, "what kind of thing is this?", pictogram.category,
+                       f"{caption} {pictogram.name}: {pictogram.category}.", meta=meta)
+    return [name, category]
+
+
+def category_problems(rng, split):
+    """Text twin of naming: what kind of thing is an octopus?"""
+    pictogram = ALL[rng.integers(len(ALL))]
+    context = (f"a picture shows from left to right: {pictogram.name}.",)
+    return about_pictogram(pictogram, context, "text", f"from left to right: {pictogram.name}.")
+
+
+def capital_problems(rng, split):
+    """Country -> capital, in text only. No document joins a flag's PICTURE to a capital: that is the a x b test."""
+    flag = COUNTRIES[rng.integers(len(COUNTRIES))]
+    return [Problem("knowledge", "text", (), f"what is the capital of {flag.name}?", flag.capital,
+                    f"the capital of {flag.name} is {flag.capital}.", meta={"country": flag.name})]
+
+
+def flag_capital_problems(rng, split):
+    """a x b: the picture of a flag -> the capital. Exam only."""
+    assert split != "train", "flag picture -> capital is never trained: it would make the a x b row meaningless"
+    flag = COUNTRIES[rng.integers(len(COUNTRIES))]
+    scene = pictogram_scene(rng, split, flag.name)
+    return [Problem("knowledge", "image", (scene.picture(rng),), "what is the capital of this country?", flag.capital,
+                    f"{scene.caption} the capital of {flag.name} is {flag.capital}.", meta={"country": flag.name})]
+
+
+# ---- handwriting -----------------------------------------------------------------------------------------------------------------
+
+def ocr_problems(rng, split, modality="image"):
+    """Two to four handwritten digits in a row; writers are split by blocks of the file."""
+    images, labels = content.digits_split(split)
+    picks = rng.integers(len(labels), size=int(rng.integers(2, 5)))
+    text = "".join(str(labels[i]) for i in picks)
+    if modality == "text":
+        context = ("a picture shows the digits " + ", ".join(NUMBER_WORDS[int(d)] for d in text) + ".",)
+    else:
+        context = (written(rng, [images[i] for i in picks]),)
+    return [Problem("ocr", modality, context, "what number is written?", text, f"the digits {' '.join(text)}.", "ocr")]
+
+
+def written(rng, digits):
+    """A picture with a line of handwriting, 16 or 24 pixels high."""
+    scale = 2 if len(digits) == 4 or rng.random() < 0.5 else 3                   # 16 or 24 pixels high
+    need = 8 * scale * len(digits)
+    width, height = int(rng.integers(max(40, need), 97)), int(rng.integers(40, 97))
+    canvas = draw.background(rng, height, width)
+    x, y = int(rng.integers(0, width - need + 1)), int(rng.integers(0, height - 8 * scale + 1))
+    dark = canvas[y:y + 8 * scale, x:x + need].mean() > 127
+    draw.draw_digits(canvas, digits, x, y, scale, rng.uniform(0, 30, 3) if dark else rng.uniform(225, 255, 3))
+    return Image(draw.finish(canvas))
+
+
+# ---- clips: direction, appeared, order, names --------------------------------------------------------------------------------------
+
+def clip_frames(rng, level):
+    """4 frames (one chunk) or 5 to 12 (two or three chunks), half and half; one chunk while the path to motion is being learned."""
+    return int(rng.integers(5, 13)) if rng.random() < 0.5 * level else 4
+
+
+def clip_scene(rng, split, count, level):
+    """A scene and its background for a clip; level 0 is one plain colour, level 1 is anything (motion needs a path to be learned)."""
+    high = int(round(48 + 48 * level))
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, count, split), sides=(32, high))
+    return scene, draw.background(rng, scene.height, scene.width, plain=rng.random() >= level)
+
+
+def direction_problems(rng, split, level=1.0):
+    """Which of eight ways does it move? Other things stand still."""
+    frames = clip_frames(rng, level)
+    scene, background = clip_scene(rng, split, 1 + int(rng.integers(0, 3) * (rng.random() < level)), level)
+    mover = scene.things[rng.integers(len(scene.things))]
+    way = list(DIRECTIONS)[rng.integers(8)]
+    path = travel(rng, way, scene.width, scene.height, mover.size, frames)
+    rest = [t for t in scene.things if t is not mover]
+    clip = film(rng, background, frames, lambda f: [*rest, moved(mover, path[f])])
+    fact = f"the {mover.name} moves {way}."
+    if sum(t.name == mover.name for t in scene.things) > 1:
+        return direction_problems(rng, split, level)
+    return [Problem("video", "video", (clip,), f"which way does the {mover.name} move?", way, fact),
+            Problem("video", "video", (clip,), "what moves?", mover.name, fact)]
+
+
+def appear_problems(rng, split, level=1.0):
+    """Something appears, vanishes, or blinks for one frame."""
+    frames = clip_frames(rng, level)
+    scene, background = clip_scene(rng, split, 1 + int(rng.integers(0, 3)), level)
+    who, when = scene.things[rng.integers(len(scene.things))], int(rng.integers(1, frames))
+    event = ["appears", "vanishes", "blinks"][rng.integers(3)]
+    if event == "blinks":
+        when = int(rng.integers(1, frames - 1))
+    visible = {"appears": lambda f: f >= when, "vanishes": lambda f: f < when, "blinks": lambda f: f != when}[event]
+    clip = film(rng, background, frames, lambda f: [t for t in scene.things if t is not who or visible(f)])
+    fact = f"the {who.name} {event}."
+    return [Problem("video", "video", (clip,), "what happens?", f"{who.name} {event}", fact),
+            Problem("video", "video", (clip,), f"what {event}?", who.name, fact)]
+
+
+def order_problems(rng, split, level=1.0):
+    """Two things appear one after the other, often in different chunks: which comes first?"""
+    frames = clip_frames(rng, level)
+    scene, background = clip_scene(rng, split, 2 + int(rng.integers(0, 2) * (rng.random() < level)), level)
+    if len({t.name for t in scene.things}) < len(scene.things):
+        return order_problems(rng, split, level)
+    first, second = [scene.things[i] for i in rng.permutation(len(scene.things))[:2]]
+    when = sorted(int(f) + 1 for f in rng.permutation(frames - 1)[:2])
+    start = {first: when[0], second: when[1]}
+    clip = film(rng, background, frames, lambda f: [t for t in scene.things if f >= start.get(t, 0)])
+    fact = f"first the {first.name} appears, then the {second.name} appears."
+    return [Problem("video", "video", (clip,), f"what appears {word}?", thing.name, fact) for word, thing in (("first", first), ("second", second))]
+
+
+def clip_naming_problems(rng, split, level=1.0, shown=True):
+    """A pictogram drifts through a clip: what is this? Training clips use only the names with shown_in_clips."""
+    names = [p for p in ALL if shown_in_clips(p.name) == shown]
+    assert shown or split != "train", "names kept out of training clips are what the N+1 row measures"
+    pictogram, frames = names[rng.integers(len(names))], clip_frames(rng, level)
+    scene = pictogram_scene(rng, split, pictogram.name)
+    background = draw.background(rng, scene.height, scene.width, plain=rng.random() >= level)
+    path = travel(rng, list(DIRECTIONS)[rng.integers(8)], scene.width, scene.height, scene.things[0].size, frames)
+    clip = film(rng, background, frames, lambda f: [moved(scene.things[0], path[f])])
+    return about_pictogram(pictogram, (clip,), "video", scene.caption)
+
+
+def clip_problems(rng, split, level=1.0):
+    """One of the four kinds of clips."""
+    kind = [direction_problems, direction_problems, appear_problems, order_problems, clip_naming_problems][rng.integers(5)]
+    return kind(rng, split, level)
+
+
+def clip_twin_problems(rng, split):
+    """Text twin of a clip: the events in words."""
+    a, b = rng.permutation(np.array(pairs(split), dtype=object))[:2]
+    a, b = f"{a[0]} {a[1]}", f"{b[0]} {b[1]}"
+    way = list(DIRECTIONS)[rng.integers(8)]
+    if rng.random() < 0.5:
+        fact = f"the {a} moves {way}."
+        asked = [(f"which way does the {a} move?", way), ("what moves?", a)]
+    else:
+        fact = f"first the {a} appears, then the {b} appears."
+        asked = [("what appears first?", a), ("what appears second?", b)]
+    return [Problem("video", "text", (f"a clip shows: {fact}",), question, answer, fact) for question, answer in asked]
+
+
+# ---- text: arithmetic, data for the tool, drawing programs ---------------------------------------------------------------------------
+
+def add_steps(a, b):
+    """Column addition aloud, units first: 345 + 128 -> `5+8+0=13, 4+2+1=07, 3+1+0=04`."""
+    steps, carry = [], 0
+    for place_value in (1, 10, 100):
+        x, y = a // place_value % 10, b // place_value % 10
+        total = x + y + carry
+        steps.append(f"{x}+{y}+{carry}={total:02d}")
+        carry = total // 10
+    return ", ".join(steps)
+
+
+def subtract_steps(a, b):
+    """Column subtraction aloud, each digit with ten lent to it: 473 - 77 -> `3-7-0=06, 7-7-1=09, 4-0-1=13`; a leading 0 borrows."""
+    steps, borrow = [], 0
+    for place_value in (1, 10, 100):
+        x, y = a // place_value % 10, b // place_value % 10
+        total = 10 + x - y - borrow
+        steps.append(f"{x}-{y}-{borrow}={total:02d}")
+        borrow = 1 - total // 10
+    return ", ".join(steps)
+
+
+def _arithmetic(rng):
+    value = int(rng.integers(0, 1000))
+    words, reasoning = [str(value)], []
+    for _ in range(int(rng.integers(1, 4))):
+        plus = rng.random() < 0.5 if 0 < value < 999 else value == 0
+        other = int(rng.integers(1, 1000 - value)) if plus else int(rng.integers(1, value + 1))
+        result = value + other if plus else value - other
+        sign, steps = ("+", add_steps(value, other)) if plus else ("-", subtract_steps(value, other))
+        reasoning.append(f"{value} {sign} {other}: {steps}, so {result}.")
+        words += [sign, str(other)]
+        value = result
+    return Problem("reasoning", "text", (), f"what is {' '.join(words)}?", str(value), " ".join(reasoning))
+
+
+def arithmetic_problems(rng, split):
+    """Up to three additions and subtractions of numbers up to 999, with every carry written down."""
+    return [in_split(_arithmetic, rng, split)]
+
+
+def _list_tool(rng):
+    numbers = [int(n) for n in rng.integers(1, 1000, size=int(rng.integers(3, 7)))]
+    listed = ", ".join(map(str, numbers))
+    question, expression = [("what is the sum of the numbers?", f"sum([{listed}])"), ("what is the largest number?", f"max([{listed}])"),
+                            ("what is the smallest number?", f"min([{listed}])"), ("what are the numbers in order?", f"sorted([{listed}])")][rng.integers(4)]
+    answer = {"sum": sum, "max": max, "min": min, "sorted": sorted}[expression.split("(")[0]](numbers)
+    return Problem("code", "text", (f"the numbers are {listed}.",), question, str(answer), "i use python.", code=f"print({expression})")
+
+
+def pixel_question(rng, width, height):
+    """A question that only exact pixel values answer: (question, code). The host checks it with the same values."""
+    x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+    if rng.random() < 0.5:
+        return f"what are the values of the pixel at {x} {y}?", f"print(img.pixels(({x}, {y}, {x + 1}, {y + 1}))[0])"
+    x1, y1 = int(rng.integers(x + 1, min(width, x + 40) + 1)), int(rng.integers(y + 1, min(height, y + 40) + 1))
+    return (f"how many dark pixels are in the box {x} {y} {x1} {y1}?",
+            f"print(sum(1 for p in img.pixels(({x}, {y}, {x1}, {y1})) if sum(p) < 300))")
+
+
+def pixel_answer(code, pixels):
+    """The true answer, computed on the host from the array (H, W, 3), not by running the code."""
+    x0, y0, x1, y1 = (int(part) for part in code.split("((")[1].split(")")[0].split(", "))
+    region = pixels[y0:y1, x0:x1].astype(int)
+    return str(tuple(map(int, region[0, 0]))) if code.endswith("[0])") else str(int((region.sum(-1) < 300).sum()))
+
+
+def _pixel_tool_text(rng):
+    """Text twin of a picture that needs the tool: the pixel values stand in the prompt, and are what the tool's img holds."""
+    width, height = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    pixels = rng.integers(0, 256, size=(height, width, 3)).astype(np.uint8)
+    question, code = pixel_question(rng, width, height)
+    rows = "; ".join(" ".join(str(tuple(map(int, p))) for p in row) for row in pixels)
+    return Problem("code", "text", (f"img has {width} x {height} pixels: {rows}.",), question, pixel_answer(code, pixels), "i use python.",
+                   code=code, meta={"img": pixels})
+
+
+def tool_problems(rng, split):
+    """Problems whose data is in the text and whose answer takes a Python call."""
+    return [in_split(_list_tool if rng.random() < 0.5 else _pixel_tool_text, rng, split)]
+
+
+def picture_tool_problems(rng, split):
+    """The same on a real picture of 192 to 256 pixels, which the encoder only sees downscaled: eyes are not enough. Never trained in SFT."""
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
+    image = scene.picture(rng)
+    question, code = pixel_question(rng, scene.width, scene.height)
+    return [Problem("code", "image", (image,), question, pixel_answer(code, image.pixels), "i use python.", code=code, meta={"img": image.pixels})]
+
+
+def program_of(scene):
+    """A drawing program: one call a thing, places and sizes in hundredths of the picture."""
+    scale = 100 / max(scene.width, scene.height)
+    return [(t.kind, t.colour, *(int(scale * v) for v in (t.cx, t.cy, t.size))) for t in scene.things]
+
+
+def program_problems(rng, split):
+    """Description -> drawing program, in text only (the other a x b pair)."""
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 4)), split))
+    calls = program_of(scene)
+    words = ", ".join(f"{colour} {kind} at {x} {y} size {size}" for kind, colour, x, y, size in calls)
+    program = " ".join(f"{kind}('{colour}', {x}, {y}, {size});" for kind, colour, x, y, size in calls)
+    return [Problem("code", "text", (f"a picture shows {words}.",), "write the program.", program, verifier="program")]
+
+
+assert MIN_SIZE >= 8

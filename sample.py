@@ -1,0 +1,239 @@
+"""Talk to a trained model: text, pictures, clips, tools.
+
+    python sample.py "What is in the picture?" --image FILE
+    python sample.py "Which way does it move?" --video clip.gif --thinking
+    python sample.py                                                    a chat: /image FILE, /video FILE, /new, /quit
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from nanokimi.engine import Engine
+from nanokimi.media import MediaError, load_image, load_video
+from nanokimi.model import load
+from nanokimi.sandbox import Sandbox
+from nanokimi.tokenizer import SPECIALS, Tokenizer
+from nanokimi.vision import prepare_image, prepare_video
+
+KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
+         "three digits. Ask about those; about the rest of the world it knows nothing.")
+COMMANDS = "/image FILE, /video FILE, /new, /quit"
+MAX_TURNS = 4
+
+
+class UsageError(Exception):
+    """Something the user can put right; printed as one line, exit code 2."""
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, or a folder of frames")
+    parser.add_argument("--run", default="runs/nano", metavar="DIR", help="what train.py wrote (default: runs/nano)")
+    parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
+    parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")
+    parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest token")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new", type=int, default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plain", action="store_true", help="no colours, no first line")
+    options = parser.parse_args(arguments)
+    if options.temperature < 0 or options.max_new < 1 or options.seed < 0:
+        parser.error("--temperature and --seed cannot be negative, --max-new must be at least 1")
+    return options
+
+
+# ---------------------------------------------------------------------------------------------------------------- the model
+
+def newest_stage(run: Path) -> Path:
+    """The stage folder of a run whose model was written last."""
+    stages = [path.parent for path in run.glob("*/model.safetensors") if (path.parent / "config.json").is_file()]
+    if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
+        raise UsageError(f"no trained model in {run}: run `python train.py` first, or give its folder with --run")
+    return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
+
+
+def open_engine(run: Path, device: str) -> tuple[Engine, str]:
+    """(engine, a line about the model)."""
+    stage = newest_stage(run)
+    torch.set_num_threads(1)                                                    # one row: the operations are too small to share
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {device}: {str(error).splitlines()[0]}") from error
+    model = load(stage, device)
+    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    return Engine(model, tokenizer, device), f"nanokimi, {size:.1f} million parameters, stage {stage.name}. {KNOWS}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- the terminal
+
+def clean(text: str) -> str:
+    """Printable characters only: a model must not steer the terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def writer(plain: bool):
+    """write(text, dim): straight to standard output, dim where colours are wanted."""
+    if plain:
+        return lambda text, dim=False: print(clean(text), end="", flush=True)
+    from rich.console import Console
+    from rich.text import Text
+    console = Console(highlight=False)
+    return lambda text, dim=False: console.print(Text(clean(text), style="dim" if dim else ""), end="", soft_wrap=True)
+
+
+def show(stream, write, thinking: bool):
+    """Prints a response as it comes, thoughts and tool calls dim; returns the Response."""
+    dim = thinking
+    while True:
+        try:
+            piece = next(stream)
+        except StopIteration as stop:
+            write("\n")
+            return stop.value
+        if piece == SPECIALS["end_think"]:
+            write("\n")
+            dim = False
+        elif piece == SPECIALS["section_begin"]:
+            dim = True
+        elif piece not in SPECIALS.values():
+            write(piece, dim)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the conversation
+
+class Chat:
+    """One conversation: its messages, the media that wait for the next question, and the sandbox that sees them as `img` and `clip`."""
+
+    def __init__(self, engine: Engine, options: argparse.Namespace, write):
+        self.engine, self.options, self.write = engine, options, write
+        self.messages, self.waiting, self.sandbox, self.media = [], [], Sandbox(), {}
+
+    def add_image(self, path: str) -> None:
+        """Attach a picture to the next question."""
+        pixels = load_image(path)
+        self.waiting.append(prepare_image(pixels, self.engine.model.config.vision))
+        self.offer("img", pixels)
+
+    def add_video(self, path: str) -> None:
+        """Attach a clip to the next question."""
+        frames, fps = load_video(path)
+        self.waiting.append(prepare_video(frames, fps, self.engine.model.config.vision))
+        self.offer("clip", frames)
+
+    def offer(self, name: str, array) -> None:
+        """Show the media to the tool as well, at full resolution; its variables start afresh."""
+        self.media[name] = array
+        self.sandbox.close()
+        self.sandbox = Sandbox(self.media)
+
+    def ask(self, text: str) -> str:
+        """Put a question; prints and returns the answer. If that fails or is interrupted, the question has never been put."""
+        before, self.messages = self.messages, [*self.messages, {"role": "user", "content": [*self.waiting, text]}]
+        try:
+            answer = self.answer()
+        except BaseException:
+            self.messages = before
+            raise
+        self.waiting = []
+        return answer
+
+    def answer(self) -> str:
+        """Turns until one asks for no tool, or MAX_TURNS."""
+        for _ in range(MAX_TURNS):
+            parsed = self.turn().parsed
+            if not parsed["tool_calls"]:
+                break
+            for call in parsed["tool_calls"]:
+                self.messages.append({"role": "tool", "content": self.run_tool(call)})
+        return parsed["content"]
+
+    def turn(self):
+        """One assistant turn."""
+        options = self.options
+        prompt = self.engine.tokenizer.render_chat(self.messages, tools(options), options.thinking, generate=True)
+        stream = self.engine.stream(prompt, options.max_new, options.temperature, options.seed + len(self.messages))
+        response = show(stream, self.write, options.thinking)
+        if response.stop == "length":
+            self.write("(cut off: --max-new or the context is full; /new starts afresh)\n", True)
+        answer = {"role": "assistant", "content": response.parsed["content"], "tool_calls": response.parsed["tool_calls"]}
+        thought = response.parsed["thinking"]
+        self.messages.append(answer if thought is None else {**answer, "thinking": thought})
+        return response
+
+    def run_tool(self, call: dict) -> list:
+        """The result of one call, shown and returned as message parts."""
+        parts = self.engine.call_tool(call, self.sandbox)
+        self.write("".join(part if isinstance(part, str) else "[picture]" for part in parts) + "\n", True)
+        return parts
+
+
+def tools(options) -> list | None:
+    """The declaration the model was trained with, where tools are wanted."""
+    if not options.tools:
+        return None
+    from nanokimi.data import PYTHON_TOOL
+    return [PYTHON_TOOL]
+
+
+def command(chat: Chat, line: str) -> Chat | None:
+    """Carry out a /command: the chat to go on with, None to quit."""
+    name, _, path = line.partition(" ")
+    if name in ("/image", "/video"):
+        (chat.add_image if name == "/image" else chat.add_video)(path.strip())
+        return chat
+    if name == "/new":
+        chat.sandbox.close()
+        return Chat(chat.engine, chat.options, chat.write)
+    if name == "/quit":
+        return None
+    raise UsageError(f"unknown command {name}; there are {COMMANDS}")
+
+
+def interactive(chat: Chat) -> None:
+    """Read, answer, repeat; a mistake costs a line, not the chat."""
+    chat.write(f"{COMMANDS}\n", True)
+    while chat is not None:
+        try:
+            line = input("> ").strip()
+            if line.startswith("/"):
+                chat = command(chat, line)
+            elif line:
+                chat.ask(line)
+        except (UsageError, MediaError, ValueError) as error:
+            chat.write(f"{error}\n")
+        except KeyboardInterrupt:                                               # stops the answer
+            chat.write("\n")
+        except EOFError:
+            return
+
+
+def main(arguments=None) -> int:
+    """Exit code: 0, or 2 for what the user can put right."""
+    options = parse_arguments(arguments)
+    try:
+        engine, about = open_engine(Path(options.run), options.device)
+        write = writer(options.plain)
+        if not options.plain:
+            write(about + "\n", True)
+        chat = Chat(engine, options, write)
+        for path in options.image:
+            chat.add_image(path)
+        for path in options.video:
+            chat.add_video(path)
+        chat.ask(options.prompt) if options.prompt else interactive(chat)
+    except (UsageError, MediaError, ValueError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
