@@ -170,7 +170,7 @@ class Chat:
 
     def run_tool(self, call: dict) -> list:
         """The result of one call, shown and returned as message parts."""
-        parts = self.engine.call_tool(call, self.sandbox)
+        parts, _ = self.engine.call_tool(call, self.sandbox)
         self.write("".join(part if isinstance(part, str) else "[picture]" for part in parts) + "\n", True)
         return parts
 

@@ -29,8 +29,10 @@ def arguments():
     parser.add_argument("--run", type=Path, help="where the run lives (default: runs/PRESET)")
     parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "sft"], default="all", help="do this stage and stop")
     parser.add_argument("--steps", type=int, help="pre-training steps, instead of --minutes")
-    parser.add_argument("--threads", type=int, default=plan.cores(), help="CPU threads (default: all cores of this process)")
+    parser.add_argument("--threads", type=int, default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
+    parser.add_argument("--devices", type=int, help="processes (default: 2 on a CPU with two cores or more, else 1)")
     parser.add_argument("--precision", choices=["auto", "bf16-mixed", "32-true"], default="auto", help="auto: whichever is faster here")
+    parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline unless you are logged in)")
     return parser.parse_args()
 
@@ -38,96 +40,106 @@ def arguments():
 def main():
     args = arguments()
     run = args.run or Path("runs") / args.preset
-    torch.set_num_threads(args.threads)
-    settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, steps
+    settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
-    fabric = Fabric(accelerator="auto", devices=1, precision=settings["precision"])
-    with plan.interruptible() as stop, plan.Log(run, wandb=args.wandb) as log:
+    fabric = plan.make_fabric(settings)
+    fabric.launch()                                                      # on a CPU: one process a core beats one process on all cores
+    with plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
-                f"{args.threads} threads · {run}")
-        tokenizer = make_tokenizer(run, preset, log)
+                f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
+        tokenizer = make_tokenizer(run, preset, fabric, log)
         for stage in ("pretrain", "sft"):
             if args.stage in ("all", stage) and not (run / stage / "model.safetensors").exists():
-                train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop)
-        if args.stage == "all":
-            evaluate.finish_run(run, preset, fabric, log)
+                train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, args.save_every)
+        if args.stage == "all" and fabric.is_global_zero:
+            torch.set_num_threads(settings["threads"])
+            evaluate.finish_run(run, preset, log)
 
 
-def make_tokenizer(run, preset, log):
+def make_tokenizer(run, preset, fabric, log):
     """Train the tokenizer on what the run will read, or load the run's own."""
     folder = run / "tokenizer"
     vision, vocab = preset.model.vision, preset.model.language.vocab
-    if not (folder / "tokenizer.tiktoken").exists():
+    if fabric.is_global_zero and not (folder / "tokenizer.tiktoken").exists():
         Tokenizer.train(data.corpus(6000), vocab, vision.patch).save(folder)
         log.say(f"tokenizer: {vocab} tokens")
+    fabric.barrier()
     return Tokenizer.load(folder, vision.patch)
 
 
-def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop):
+def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save_every):
     """Build model, optimizer and data of a stage, continue from its checkpoint if there is one, fit, save the weights."""
+    torch.set_flush_denormal(True)
     torch.manual_seed(settings["seed"])
     model = NanoKimi(preset.model, tokenizer.media_pad) if stage == "pretrain" else load(run / "pretrain")
-    log.kernels = choose_kernel(model, fabric.device)
+    choose_kernel(model, fabric.device)
+    if stage == "sft":
+        model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
     optimizer = MuonClip(model.named_parameters(), lr=preset.lr if stage == "pretrain" else preset.sft_lr, weight_decay=preset.weight_decay)
-    state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
-    if stage == "pretrain" and not settings["steps"]:
-        plan.set_steps(run, settings, preset, model, tokenizer, log)
-    steps = settings["steps"] if stage == "pretrain" else preset.sft_steps
+    state = plan.or_exit(checkpoint.resume, run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
+    steps = preset.sft_steps if stage == "sft" else settings["steps"] or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
     documents = preset.documents if stage == "pretrain" else preset.sft_documents
-    batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, preset.length, steps, first=state["step"])
+    batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, preset.length, steps, state["step"],
+                           fabric.global_rank, fabric.world_size)
     model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
     model.mark_forward_method("loss")
-    fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop)
-    save(model.module, run / stage)
-    for old in checkpoint.checkpoints(run / stage):
-        checkpoint.remove(old)
+    fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)
+    if fabric.is_global_zero:
+        save(model.module, run / stage)
+        checkpoint.clear(run / stage)
+    fabric.barrier()
 
 
-def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop):
+def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every):
     """The loop. One step: batch -> loss and gradients -> MuonClip -> QK-Clip -> router balance -> log."""
     core, steps = model.module, batches.steps
-    started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
-    val_every, val = max(1, steps // 8), evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision, preset.length)
+    val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision, preset.length)[fabric.global_rank::fabric.world_size]
+    started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(1, steps // 8)
     model.train()
-    for batch, counts in log.progress(stage, data.stream(batches), steps, state["step"]):
+    for shards, counts in log.progress(stage, data.stream(batches), steps, state["step"]):
         step = state["step"]
-        decaying = step > (1 - preset.decay_share) * steps
+        counts, stopping = plan.agree(fabric, counts, stop)              # sums over processes
         optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))
-        loss = backward(fabric, model, batch.to(fabric.device), preset)
+        loss = backward(fabric, model, shards, counts)
         grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
         if not torch.isfinite(grad_norm):
             sys.exit(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
                      "try --precision 32-true or a smaller learning rate.")
         optimizer.step()
+        plan.share_statistics(fabric, core)                              # max logits and expert loads, over processes
         clip = qk_clip(core, preset.qk_clip)                             # K2 Alg. 1, after the update
+        decaying = step > (1 - preset.decay_share) * steps
         core.language.update_bias(0.0 if decaying else preset.balance_rate)          # DS3: 0 in the final stage
         optimizer.zero_grad()
 
         state["step"], state["seconds"] = step + 1, time.perf_counter() - started
-        for name, value in counts.items():
-            state["totals"][name] = state["totals"].get(name, 0) + value
-        row = {"stage": stage, "step": step + 1, "seconds": state["seconds"], "loss": loss, "grad_norm": grad_norm.item(),
+        state["totals"] = {name: state["totals"].get(name, 0) + value for name, value in counts.items()}
+        row = {"stage": stage, "step": step + 1, "seconds": round(state["seconds"], 2), "loss": loss, "grad_norm": grad_norm.item(),
                "lr": optimizer.param_groups[0]["lr"], "tokens": state["totals"]["tokens"], **clip}
         if (step + 1) % val_every == 0 or step + 1 == steps:
             row |= evaluate.quick(core, stage, val, fabric)
             model.train()
         log.row(row)
-        if stop.asked or time.perf_counter() - last_save > 60 or step + 1 == steps:
-            checkpoint.save(run / stage, step + 1, core, optimizer, state)
+        if stopping or time.perf_counter() - last_save > save_every or step + 1 == steps:
+            if fabric.is_global_zero:
+                checkpoint.save(run / stage, step + 1, core, optimizer, state)
             last_save = time.perf_counter()
-        if stop.asked:
-            sys.exit(f"\nstopped at {stage} step {step + 1} of {steps}, saved in {run}. The same command goes on from here.")
+        if stopping:
+            log.say(f"stopped at {stage} step {step + 1} of {steps}, saved in {run}. The same command goes on from here.")
+            sys.exit(130)
     log.say(f"{stage}: {steps} steps, {state['seconds'] / 60:.1f} min, " + plan.shares(state["totals"]))
 
 
-def backward(fabric, model, batch, preset):
-    """Loss and gradients of a batch, in micro-batches that add up to exactly the full batch; returns the cross-entropy."""
+def backward(fabric, model, shards, counts):
+    """Loss and gradients of a step; shards add up to exactly the full batch, in one process or several. Returns the mean cross-entropy."""
     total = 0.0
-    for micro in batch.split(preset.micro_rows, model.module.media_pad):
-        loss, parts = model.loss(micro)
-        fabric.backward(loss)
-        total += parts["ce"].item()
-    return total
+    for i, batch in enumerate(shards):
+        batch.denominator, batch.rows = counts["targets"], counts["rows"]
+        with fabric.no_backward_sync(model, enabled=i + 1 < len(shards)):
+            loss, parts = model.loss(batch.to(fabric.device))
+            fabric.backward(loss * fabric.world_size)                    # processes average their gradients; we want the sum
+        total += parts["ce"]
+    return fabric.all_reduce(total, reduce_op="sum").item()
 
 
 if __name__ == "__main__":

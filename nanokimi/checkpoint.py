@@ -54,9 +54,10 @@ def save(folder, step, model, optimizer, extra):
         shutil.rmtree(old)
 
 
-def remove(path):
-    """Delete one checkpoint (the stage is finished, its weights are saved)."""
-    shutil.rmtree(path)
+def clear(folder):
+    """Delete the checkpoints of a stage (it is finished, its weights are saved)."""
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
 
 
 def checkpoints(folder):

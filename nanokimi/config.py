@@ -10,9 +10,9 @@ class VisionConfig:
     """MoonViT-3D (K2.5 config.json: vision_config)."""
     patch: int = 8                  # pixels a side; K2.5: 14
     dim: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
-    mlp: int = 384
+    mlp: int = 256
     pos_grid: int = 12              # learned position table (pos_grid, pos_grid, dim), resampled bicubically; K2.5: 64
     frames: int = 4                 # frames in a chunk
     rope_theta: float = 10000.0
@@ -30,7 +30,7 @@ class LanguageConfig:
     """K2's language model (DeepSeek-V3 structure)."""
     vocab: int = 2048
     dim: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
     q_lora: int = 96
     kv_lora: int = 64
@@ -67,7 +67,6 @@ class Preset:
     minutes: float                  # wall clock of `python train.py`, tokenizer to report card
     documents: int                  # a pre-training step
     length: int = 256               # tokens in a packed row
-    micro_rows: int = 64            # rows in a forward; fewer rows = less memory, same gradients
     lr: float = 3e-3                # Muon and AdamW share it (Moonlight)
     weight_decay: float = 0.1       # K2 2.5
     warmup: int = 40                # steps
@@ -91,5 +90,5 @@ PRESETS = {
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
                     minutes=1, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
-    "nano": Preset(nano_model(), minutes=20, documents=96),
+    "nano": Preset(nano_model(), minutes=20, documents=64, length=192),
 }

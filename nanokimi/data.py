@@ -17,6 +17,7 @@ from .world import content, problems as world
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2}
+SHARDS = 2                      # parts of a step; the number of processes must divide it
 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
@@ -183,29 +184,42 @@ def to_batch(rows, length, pad, patch):
 
 @dataclass
 class Batches(Dataset):
-    """Batch `step` of a stage, made from (seed, stage, step) alone. __getitem__ returns (Batch, {"tokens", "clip_tokens", ...})."""
+    """Step `step` of a stage, made from (seed, stage, step, shard) alone: __getitem__ returns ([Batch of each shard], counts).
+
+    A step has SHARDS shards; with several processes each makes its own ones, with one process they are micro-batches. Same data, same
+    gradients, whatever the number of processes.
+    """
     stage: str
     tokenizer: Tokenizer
     vision: object                  # VisionConfig
     seed: int
-    documents: int                  # a batch
+    documents: int                  # a step, over all shards
     length: int                     # of a row, tokens
     steps: int                      # of the whole stage
     first: int = 0                  # where to go on
+    rank: int = 0
+    world: int = 1
 
     def __len__(self):
         return self.steps - self.first
 
     def __getitem__(self, index):
-        step = self.first + index
-        rng = np.random.default_rng([self.seed, STAGES[self.stage], step])
+        made = [self.shard(self.first + index, shard) for shard in range(self.rank, SHARDS, self.world)]
+        batches, totals = [batch for batch, _ in made], {}
+        for _, count in made:
+            totals = {name: totals.get(name, 0) + value for name, value in count.items()}
+        return batches, totals
+
+    def shard(self, step, shard):
+        rng = np.random.default_rng([self.seed, STAGES[self.stage], step, shard])
         level = min(1.0, max(0.0, 2.5 * step / self.steps - 0.25))       # clips: plain for a tenth of the run, anything from the half on
+        number = self.documents // SHARDS
         if self.stage == "pretrain":
-            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, level) for _ in range(self.documents)]
+            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, level) for _ in range(number)]
         else:
-            drawn = [sft_document(rng, self.tokenizer, self.length) for _ in range(self.documents)]
-        rows = pack([doc for _, doc in drawn], self.length)
-        return to_batch(rows, self.length, self.tokenizer.pad, self.vision.patch), counts(drawn, self.tokenizer)
+            drawn = [sft_document(rng, self.tokenizer, self.length) for _ in range(number)]
+        batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
+        return batch, counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
 
 
 def counts(drawn, tokenizer):

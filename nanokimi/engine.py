@@ -19,6 +19,7 @@ ROWS = {"cpu": 128}             # rows decoded together; anything else 512 (ours
 MIN_ROWS = 16                   # a batch is not split further for the sake of a free core (ours)
 MAX_WORKERS = 4                 # batches side by side; beyond that they queue for Python's lock (ours)
 PREFILL_TOKENS = 16384          # tokens of one prefill: bounds the (rows, heads, T, T) attention logits (ours)
+CONVERSATIONS = 64              # with tools, at a time: each holds a sandbox process (ours)
 TOOL_CHARACTERS = 800           # of a tool's text that the model gets to read (ours)
 
 
@@ -28,8 +29,8 @@ class Response:
 
     logprobs: log pi(token) at the sampling temperature (at 1 when greedy), 0 for forced tokens. sampled: False for tool output, which was
     forced on the model and is never trained on. clips: pictures behind media_pad tokens in forced output. tools: per tool call, whether it
-    ran without an error. stop: "end", or "length" where it
-    ran out of tokens, context or turns. parsed: the last turn, see Tokenizer.parse_response.
+    ran without an error. stop: "end", or "length" where it ran out of tokens, context or turns. parsed: the last turn, see
+    Tokenizer.parse_response.
     """
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -216,11 +217,24 @@ class Engine:
                  seed: int = 0) -> list[Response]:
         """One response per prompt, each with its own sandbox: turns of up to max_new tokens, tool calls run and answered in between.
 
-        All conversations that are still going run as one batch. Pictures that a tool returns re-enter through the encoder.
+        Conversations run CONVERSATIONS at a time, turn by turn; their sandboxes are closed when they are done. Pictures that a tool returns
+        re-enter through the encoder.
         """
         assert len(prompts) == len(sandboxes), f"{len(prompts)} prompts, {len(sandboxes)} sandboxes: every conversation needs its own"
         assert max_turns > 0, "a conversation needs at least one turn"
-        responses, live = [Response() for _ in prompts], list(range(len(prompts)))
+        responses = [Response() for _ in prompts]
+        for start in range(0, len(prompts), CONVERSATIONS):
+            group = list(range(len(prompts)))[start:start + CONVERSATIONS]
+            try:
+                self._converse(group, prompts, responses, sandboxes, max_new, max_turns, temperature, seed)
+            finally:
+                for i in group:
+                    sandboxes[i].close()
+        return responses
+
+    def _converse(self, group: list[int], prompts, responses, sandboxes, max_new, max_turns, temperature, seed) -> None:
+        """Carries these conversations to their end, writing into `responses`."""
+        live = group
         for turn in range(max_turns):
             contexts = [responses[i].trajectory(prompts[i]) for i in live]
             turns = self._generate(contexts, [(seed, i, turn) for i in live], max_new, temperature, 1)
@@ -229,9 +243,9 @@ class Engine:
                 responses[i].stop, responses[i].parsed = new.stop, new.parsed
             asked = [i for i in live if _asks(responses[i])]
             live = self._answer(asked, prompts, responses, sandboxes) if turn + 1 < max_turns else []
-        for response in filter(_asks, responses):                               # no turn or no room left for the answer
-            response.stop = "length"
-        return responses
+        for i in group:
+            if _asks(responses[i]):                                             # no turn or no room left for the answer
+                responses[i].stop = "length"
 
     def _answer(self, asked: list[int], prompts, responses, sandboxes) -> list[int]:
         """Runs the calls of these conversations and forces the results on them; returns those that still have room in the context."""
@@ -249,23 +263,22 @@ class Engine:
         """Run the tool calls of the response's last turn: their results and the next assistant header, to be forced on the model."""
         calls = response.parsed["tool_calls"]
         first = (prompt.ids + response.ids).count(self.tokenizer.call_begin) - len(calls)
-        contents = [self.call_tool(call, sandbox) for call in calls]
+        results = [self.call_tool(call, sandbox) for call in calls]
+        response.tools += [ok for _, ok in results]
         thinking = prompt.ids[-1] == self.tokenizer.think
-        return self.tokenizer.render_results([call["name"] for call in calls], contents, first, thinking)
+        return self.tokenizer.render_results([call["name"] for call in calls], [parts for parts, _ in results], first, thinking)
 
-    def call_tool(self, call: dict, sandbox) -> list:
-        """One call's result as message parts. The model may have written anything: the answer to nonsense is a sentence."""
+    def call_tool(self, call: dict, sandbox) -> tuple[list, bool]:
+        """(one call's result as message parts, whether it ran). The model may write anything: the answer to nonsense is a sentence."""
         code = call["arguments"].get("code")
         if call["name"] != "python" or not isinstance(code, str):
-            response.tools.append(False)
-            return ['the only tool is python, its argument {"code": string}']
+            return ['the only tool is python, its argument {"code": string}'], False
         result = sandbox.run(code)
-        response.tools.append(result.ok)
         text, half = result.text, TOOL_CHARACTERS // 2
         if len(text) > TOOL_CHARACTERS:                                         # an error stands at the end
             text = text[:half] + " ... (cut) ... " + text[-half:]
         pictures = [prepare_image(image, self.model.config.vision) for image in result.images]
-        return [text if text or pictures else "(no output)", *pictures]
+        return [text if text or pictures else "(no output)", *pictures], result.ok
 
     # ---------------------------------------------------------------- for people
     def stream(self, prompt: Rendered, max_new: int, temperature: float = 0.0, seed: int = 0):

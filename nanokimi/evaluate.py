@@ -196,24 +196,29 @@ def quick_documents(stage, tokenizer, vision, length, number=40):
 @torch.no_grad()
 def quick(model, stage, documents, fabric):
     """Teacher-forced val accuracy: the share of problems whose every trained-on token is the model's first choice, which is what greedy
-    decoding would write. Returns {"val": {row: accuracy}, "load": {"text"|"image"|"video": (layers, E) token counts}}."""
+    decoding would write. Each process brings its part of the documents.
+
+    Returns {"val": {row: accuracy}, "load": {"text"|"image"|"video": (layers, E) token counts}}.
+    """
     model.eval()
-    hits, loads = {}, {}
+    cfg, names = model.config.language, QUICK[stage]
+    tally = torch.zeros(len(names), 2)                                   # (rows, [right, asked])
+    loads = torch.zeros(3, cfg.layers - cfg.dense_layers, cfg.experts)   # (text image video, MoE layers, E)
     documents = sorted(documents, key=lambda item: len(item[1].ids))
     for start in range(0, len(documents), 64):
         rows = documents[start:start + 64]
-        length = len(rows[-1][1].ids)
-        batch = data.to_batch([[doc] for _, doc in rows], length, 0, model.config.vision.patch).to(fabric.device)
+        batch = data.to_batch([[doc] for _, doc in rows], len(rows[-1][1].ids), 0, model.config.vision.patch).to(fabric.device)
         with fabric.autocast(), recorded_choices(model) as choices:
             hidden = model(batch)
             learned = batch.targets != -100
             right = torch.ones_like(learned)
             right[learned] = model.language.head(hidden[learned]).argmax(-1) == batch.targets[learned]
         for (row, _), good in zip(rows, right.all(1).tolist()):
-            hits.setdefault(row, []).append(good)
-        add_loads(loads, token_types(batch, rows, model.media_pad, model.config.vision.patch), choices, model.config.language.experts)
-    order = [row for row in QUICK[stage] if row in hits]
-    return {"val": {row: float(np.mean(hits[row])) for row in order}, "load": {kind: load.tolist() for kind, load in loads.items()}}
+            tally[names.index(row)] += torch.tensor([float(good), 1.0])
+        loads += expert_loads(token_types(batch, rows, model.media_pad, model.config.vision.patch), choices, cfg.experts)
+    tally, loads = fabric.all_reduce(tally, reduce_op="sum"), fabric.all_reduce(loads, reduce_op="sum")
+    return {"val": {row: right / asked for row, (right, asked) in zip(names, tally.tolist()) if asked},
+            "load": {kind: loads[i].tolist() for i, kind in enumerate(("text", "image", "video")) if loads[i].any()}}
 
 
 @contextmanager
@@ -239,18 +244,15 @@ def token_types(batch, rows, media_pad, patch):
     return types
 
 
-def add_loads(loads, types, choices, experts):
-    """Adds the chosen experts of every token type to loads[type] (layers, E)."""
-    for number, kind in ((1, "text"), (2, "image"), (3, "video")):
-        where = types.flatten() == number
-        if where.any():
-            counts = torch.stack([chosen[where].flatten().bincount(minlength=experts) for chosen in choices])
-            loads[kind] = loads.get(kind, 0) + counts.cpu()
+def expert_loads(types, choices, experts):
+    """(3, layers, E): how many text, image and video tokens each expert got."""
+    kinds = [types.flatten() == number for number in (1, 2, 3)]
+    return torch.stack([torch.stack([chosen[kind].flatten().bincount(minlength=experts) for chosen in choices]) for kind in kinds]).float().cpu()
 
 
 # ---- the end of a run ------------------------------------------------------------------------------------------------------------------
 
-def finish_run(run, preset, fabric, log):
+def finish_run(run, preset, log):
     """train.py's own short evaluation (val split), figures, and one picture with questions, thinking and answers."""
     started = time.perf_counter()
     rows = report_card(run, "val", preset.exam)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanokimi.config import LanguageConfig
+from nanokimi.kernels import EXPERTS, Combine, Dispatch, Normalise, attend, attention_logits, swiglu
 
 MASKED = -30000.0               # finite: a row of padding sees nothing and must not become NaN; exp of it is 0 in every dtype
 
@@ -26,25 +27,6 @@ class RMSNorm(nn.Module):
         return Normalise.apply(x, (self.weight * scale).to(x.dtype), self.eps)
 
 
-class Normalise(torch.autograd.Function):
-    """F.rms_norm with a hand-written backward: half the passes over memory, which is what costs on a CPU."""
-
-    @staticmethod
-    def forward(ctx, x, gain, eps):
-        norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=torch.float32)
-        scale = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)     # 1 / rms
-        ctx.save_for_backward(x, scale, gain)
-        return (x * scale).mul_(gain)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale, gain = ctx.saved_tensors
-        unit = x * scale
-        along = grad * unit                                                 # its mean over d is what the norm takes away again
-        mean = (along @ gain)[..., None] / -x.shape[-1]
-        return (unit * mean).addcmul_(grad, gain).mul_(scale), along.flatten(0, -2).sum(0), None
-
-
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """RoPE on interleaved pairs (x0, x1), (x2, x3), ... read as complex numbers: x (..., d), rotation (..., d / 2) complex64."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
@@ -56,19 +38,6 @@ def rope_1d(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
     frequency = theta ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
     angles = positions[..., None, None] * frequency
     return torch.polar(torch.ones_like(angles), angles)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, kernel: str) -> torch.Tensor:
-    """softmax(q k^T + mask) v: (B, H, T, .), q already scaled. `kernel` is "manual" (plain matmuls, fastest in bf16 on a CPU) or "sdpa"."""
-    if kernel == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-    return attention_logits(q, k, mask).softmax(-1) @ v
-
-
-def attention_logits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The softmax inputs (B, H, T, S); the mask is added in place, as masked_fill would copy the largest tensor of a layer twice."""
-    logits = q @ k.transpose(-1, -2)
-    return logits if mask is None else logits.add_(mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache
@@ -116,6 +85,7 @@ class Context:
     mask: torch.Tensor          # (B or 1, 1, T, S), 0 where a token may look and MASKED where not
     valid: torch.Tensor | None  # (B, T) bool, False = padding
     cache: Cache | None
+    aux: list | None            # collects the balance loss of every MoE layer
 
 
 class MLA(nn.Module):
@@ -129,7 +99,7 @@ class MLA(nn.Module):
         self.kv_a, self.kv_norm = linear(cfg.dim, cfg.kv_lora + cfg.rope), RMSNorm(cfg.kv_lora, 1e-6)     # 1e-6: DeepSeek's code
         self.kv_b = linear(cfg.kv_lora, cfg.heads * (cfg.nope + cfg.v_dim))
         self.o = linear(cfg.heads * cfg.v_dim, cfg.dim)
-        self.max_logits = None                                              # (H,) of the last training forward, for QK-Clip
+        self.max_logits = None                                              # (H,) over the training forwards since QK-Clip last used it
 
     def forward(self, x: torch.Tensor, ctx: Context) -> torch.Tensor:
         cfg, (B, T, _) = self.cfg, x.shape
@@ -164,16 +134,18 @@ class MLA(nn.Module):
         cfg = self.cfg
         up_k, up_v = self.kv_b.weight.view(cfg.heads, cfg.nope + cfg.v_dim, cfg.kv_lora).to(q_nope.dtype).split([cfg.nope, cfg.v_dim], 1)
         q_c = torch.einsum("bthn,hnc->bhtc", q_nope, up_k)                  # (B, H, T, kv_lora)
-        q = torch.cat([q_c, q_rope.transpose(1, 2)], -1)
-        k = latent.to(q.dtype)[:, None]                                     # (B, 1, S, kv_lora + rope)
-        y = attend(q, k.expand(-1, cfg.heads, -1, -1), k[..., :cfg.kv_lora].expand(-1, cfg.heads, -1, -1), mask, "manual")
+        q = torch.cat([q_c, q_rope.transpose(1, 2)], -1).flatten(1, 2)      # (B, H * T, kv_lora + rope): all heads share the keys
+        latent = latent.to(q.dtype)                                         # (B, S, kv_lora + rope)
+        logits = (q @ latent.mT).unflatten(1, (cfg.heads, -1)) + mask       # (B, H, T, S)
+        y = (logits.softmax(-1).flatten(1, 2) @ latent[..., :cfg.kv_lora]).unflatten(1, (cfg.heads, -1))
         return torch.einsum("bhtc,hvc->bthv", y, up_v).flatten(2)
 
     @torch.no_grad()
     def record(self, maxima, ctx: Context) -> None:
         """Largest softmax input per head over real, causal positions (K2 Alg. 1), without gradient; `maxima()` gives (H,)."""
         if self.training and ctx.cache is None:
-            self.max_logits = maxima().float()
+            new = maxima().float()
+            self.max_logits = new if self.max_logits is None else torch.maximum(self.max_logits, new)       # micro-batches add up
 
 
 def _chunked_max(q, k, mask) -> torch.Tensor:
@@ -193,61 +165,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(swiglu(self.gate_up(x)))
-
-
-def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """(..., 2 * ffn) -> (..., ffn)."""
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate) * up
-
-
-def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """The readable reference: rows x (N, d) sorted by expert, counts (E,) -> (N, d)."""
-    parts = x.split(counts.tolist())
-    return torch.cat([F.linear(swiglu(F.linear(part, gate_up[e].to(x.dtype))), down[e].to(x.dtype)) for e, part in enumerate(parts)])
-
-
-def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """The same in two grouped matrix products."""
-    ends = counts.cumsum(0).int()
-    h = swiglu(F.grouped_mm(x, gate_up.to(x.dtype).transpose(1, 2), offs=ends))
-    return F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=ends)
-
-
-EXPERTS = {"loop": experts_loop, "grouped": experts_grouped}
-
-
-class Dispatch(torch.autograd.Function):
-    """Tokens x (N, d) copied to their k slots, sorted by expert: (N * k, d). `order` lists the slots, `slots` (N, k) is its inverse.
-
-    Gathers both ways instead of scattered adds: fast, and bit-identical from run to run.
-    """
-
-    @staticmethod
-    def forward(ctx, x, order, slots):
-        ctx.save_for_backward(slots)
-        return x.index_select(0, order // slots.shape[1])
-
-    @staticmethod
-    def backward(ctx, grad):
-        slots, = ctx.saved_tensors
-        return F.embedding_bag(slots, grad, mode="sum"), None, None
-
-
-class Combine(torch.autograd.Function):
-    """The weighted sum of each token's k expert outputs: y (N * k, d), weights (N, k) -> (N, d)."""
-
-    @staticmethod
-    def forward(ctx, y, weights, order, slots):
-        ctx.save_for_backward(y, weights, order, slots)
-        return F.embedding_bag(slots, y, mode="sum", per_sample_weights=weights)
-
-    @staticmethod
-    def backward(ctx, grad):
-        y, weights, order, slots = ctx.saved_tensors
-        grad = grad.index_select(0, order // slots.shape[1])                # (N * k, d)
-        on_weights = (grad * y).sum(-1).take(slots)
-        return grad * weights.take(order)[:, None], on_weights, None, None
 
 
 class Router(nn.Module):
@@ -278,29 +195,36 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(cfg.experts, 2 * cfg.expert_ffn, cfg.dim))
         self.down = nn.Parameter(torch.empty(cfg.experts, cfg.dim, cfg.expert_ffn))
         self.shared = SwiGLU(cfg.dim, cfg.shared * cfg.expert_ffn)
-        self.load, self.aux = None, None                                    # of the last training forward: (E,) counts, scalar
+        self.load = None                                                    # (E,) token counts since the last balancing step
 
-    def forward(self, x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None, aux: list | None = None) -> torch.Tensor:
+        """(B, T, d) -> the same; `valid` (B, T) marks real tokens. In training, counts the load and appends the balance loss to `aux`."""
         flat = x.flatten(0, 1)                                              # (N, d)
         scores, chosen, weights = self.router(flat)
         if self.training:
-            self.measure(scores.view(*x.shape[:2], -1), chosen.view(*x.shape[:2], -1), valid)
+            balance = self.measure(scores.view(*x.shape[:2], -1), chosen.view(*x.shape[:2], -1), valid)
+            if aux is not None:
+                aux.append(balance)
         order = chosen.flatten().argsort(stable=True)                       # (N * k,) slots sorted by expert
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view_as(chosen)
         counts = chosen.flatten().bincount(minlength=self.cfg.experts)
         y = EXPERTS[self.kernel](Dispatch.apply(flat, order, slots), counts, self.gate_up, self.down)      # (N * k, d)
         return self.shared(x) + Combine.apply(y, weights.to(y.dtype), order, slots).view_as(x)
 
-    def measure(self, scores: torch.Tensor, chosen: torch.Tensor, valid: torch.Tensor | None) -> None:
-        """Load (tokens per expert) and the sequence-wise balance loss (DS3 Eq. 17-20), summed over rows; a row is a sequence, padding left out."""
+    def measure(self, scores: torch.Tensor, chosen: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Adds to the load (tokens per expert); returns the sequence-wise balance loss (DS3 Eq. 17-20) summed over rows.
+
+        A sequence is a packed row, its padding left out.
+        """
         picked = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)         # (B, T, E)
         share = scores / scores.sum(-1, keepdim=True)
         real = torch.ones_like(picked[..., :1]) if valid is None else valid[..., None].float()
         count = real.sum(1).clamp(min=1)                                    # (B, 1)
         picked = (picked * real).sum(1)                                     # (B, E)
         f = picked * self.cfg.experts / (self.cfg.top_k * count)
-        self.aux = (f * (share * real).sum(1) / count).sum()
-        self.load = picked.sum(0).detach()
+        load = picked.sum(0).detach()
+        self.load = load if self.load is None else self.load + load         # micro-batches add up
+        return (f * (share * real).sum(1) / count).sum()
 
     @torch.no_grad()
     def update_bias(self, load: torch.Tensor, rate: float) -> None:
@@ -324,7 +248,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, ctx: Context) -> torch.Tensor:
         x = x + self.attn(self.norm0(x), ctx)
         h = self.norm1(x)
-        return x + (self.mlp(h) if self.moe is None else self.moe(h, ctx.valid))
+        return x + (self.mlp(h) if self.moe is None else self.moe(h, ctx.valid, ctx.aux))
 
 
 def attention_mask(segments: torch.Tensor | None, cache: Cache | None, T: int, like: torch.Tensor) -> torch.Tensor:
@@ -353,24 +277,28 @@ class LanguageModel(nn.Module):
             if p.dim() > 1:
                 nn.init.normal_(p, std=cfg.init_std)
 
-    def forward(self, embeds: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None = None, cache: Cache | None = None) -> torch.Tensor:
+    def forward(self, embeds: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None = None,
+                cache: Cache | None = None, aux: list | None = None) -> torch.Tensor:
         """embeds (B, T, d), positions (B, T), segments (B, T) or None -> hidden (B, T, d).
 
-        Segments number the documents packed in a row, 0 is padding. With a cache the new tokens are appended to it, a row holds one document
-        and segments only say which tokens are real.
+        Segments number the documents packed in a row, 0 is padding. With a cache the new tokens are appended to it, a row holds one
+        document and segments only say which tokens are real. In training the list `aux` receives one balance loss a MoE layer, summed
+        over rows.
         """
         B, T, _ = embeds.shape
         if cache is not None:
             cache.extend(torch.ones(B, T, dtype=torch.bool, device=embeds.device) if segments is None else segments > 0)
         rotation = rope_1d(positions, self.cfg.rope, self.cfg.rope_theta)
         mask = attention_mask(segments, cache, T, embeds)
-        ctx = Context(rotation, mask, None if segments is None else segments > 0, cache)
+        ctx = Context(rotation, mask, None if segments is None else segments > 0, cache, aux)
         x = embeds
         for layer in self.layers:
             x = layer(x, ctx)
         return self.norm(x)
 
     def update_bias(self, rate: float) -> None:
-        """One balancing step of every router from the loads of the last training forward."""
+        """One balancing step of every router, from the loads of all training forwards since the last one."""
         for layer in self.layers[self.cfg.dense_layers:]:
+            assert layer.moe.load is not None, "no load: run a forward in training mode before update_bias"
             layer.moe.update_bias(layer.moe.load, rate)
+            layer.moe.load = None

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.kernels import keep_freed_memory, token_logprobs
 from nanokimi.language import Cache, LanguageModel
 from nanokimi.vision import MoonViT3D, Projector
 
@@ -51,32 +52,6 @@ class Batch:
         return parts
 
 
-class TokenLogProbs(torch.autograd.Function):
-    """log softmax(logits)[target] in fp32 for (n, V) logits, chunk by chunk; backward turns the logits into their own gradient in place."""
-    CHUNK = 64                              # rows; keeps the fp32 copy inside the cache (ours)
-
-    @staticmethod
-    def forward(ctx, logits, targets):
-        norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(TokenLogProbs.CHUNK)])    # (n,)
-        ctx.save_for_backward(logits, targets, norm)
-        return logits.gather(1, targets[:, None])[:, 0].float() - norm
-
-    @staticmethod
-    def backward(ctx, grad):
-        logits, targets, norm = ctx.saved_tensors
-        out = torch.empty_like(logits)
-        for i in range(0, len(logits), TokenLogProbs.CHUNK):
-            rows = slice(i, i + TokenLogProbs.CHUNK)
-            p = (logits[rows].float() - norm[rows, None]).exp_().mul_(-grad[rows, None])
-            out[rows] = p.scatter_add_(1, targets[rows, None], grad[rows, None])
-        return out, None
-
-
-def token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """logits (n, V) of any float dtype, targets (n,) -> log-probabilities (n,) fp32, differentiable."""
-    return TokenLogProbs.apply(logits, targets)
-
-
 class NanoKimi(nn.Module):
     """The whole model. `media_pad` is the id that stands for one media token in `ids`."""
 
@@ -101,26 +76,29 @@ class NanoKimi(nn.Module):
         media = self.projector(self.vision(patches, list(grid_thw)))        # (M, d)
         return x.flatten(0, 1).index_copy(0, where.flatten().nonzero()[:, 0], media.to(x.dtype)).view_as(x)
 
-    def forward(self, batch: Batch, cache: Cache | None = None) -> torch.Tensor:
-        """-> hidden (B, T, d) after the final norm; `self.language.head` makes logits of it."""
+    def forward(self, batch: Batch, cache: Cache | None = None, aux: list | None = None) -> torch.Tensor:
+        """-> hidden (B, T, d) after the final norm; `self.language.head` makes logits of it. `aux`: see LanguageModel."""
         x = self.embed(batch.ids, batch.patches, batch.grid_thw)
-        return self.language(x, batch.positions, batch.segments, cache)
+        return self.language(x, batch.positions, batch.segments, cache, aux)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict]:
         """(scalar fp32 = cross-entropy + balance loss, detached parts). Micro-batches of one full batch add up to its loss."""
-        hidden = self(batch)
+        aux = []
+        hidden = self(batch, aux=aux)
         where = (batch.targets != NO_LOSS).flatten().nonzero()[:, 0]        # the head runs here only: logits are what fills memory
         logits = self.language.head(hidden.flatten(0, 1).index_select(0, where))
         total = -token_logprobs(logits, batch.targets.flatten()[where]).sum()
         ce = total / max(1, batch.denominator)
-        aux = sum(layer.moe.aux for layer in self.language.layers if layer.moe is not None) / batch.rows
+        aux = sum(aux, torch.zeros_like(ce)) / batch.rows                   # per sequence = row, then the mean over rows; 0 in eval
         loss = ce + self.config.language.aux_alpha * aux
         return loss, {"loss": loss.detach(), "ce": ce.detach(), "aux": aux.detach(), "tokens": len(where)}
 
 
 def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
-    """Sets the expert and attention kernels this device can run; returns their names for the log."""
+    """Sets the expert and attention kernels this device can run; returns their names for the log. On a CPU also tunes malloc."""
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     new_enough = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     experts = "grouped" if new_enough and hasattr(F, "grouped_mm") else "loop"
     attention = "sdpa" if device.type == "cuda" else "manual"

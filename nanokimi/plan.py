@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -53,12 +56,57 @@ def settle(run, args):
         run.mkdir(parents=True, exist_ok=True)
         precision = faster_precision() if args.precision == "auto" else args.precision
         write_json(path, {**asked, "precision": precision, "threads": args.threads, "machine": machine(), "commit": commit(),
-                          "command": " ".join(["python", *sys.argv]), "started": time.time()})
+                          "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]), "started": time.time()})
     settings = json.loads(path.read_text())
     for name in ("preset", "seed", "minutes"):
         if settings[name] != asked[name]:
             sys.exit(f"{run} was started with {name} {settings[name]}, not {asked[name]}: give another --run, or the old {name}.")
     return settings
+
+
+def or_exit(function, *args):
+    """function(*args); what a user can mend is one sentence and exit code 2, not a traceback."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        console.print(str(error))
+        sys.exit(2)
+
+
+def default_devices(threads):
+    """Two processes where there are two cores: small kernels leave threads waiting, and two processes were 1.8x two threads here."""
+    return 1 if torch.cuda.is_available() or threads < 2 else 2
+
+
+def make_fabric(settings):
+    """Fabric for the run's devices; processes share the threads."""
+    devices = settings["devices"]
+    if data.SHARDS % devices:
+        sys.exit(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, settings["threads"] // devices))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning"), warnings.filterwarnings("ignore", message=".*deprecated.*")
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if devices > 1 else "auto"
+    return Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=settings["precision"])
+
+
+def agree(fabric, counts, stop):
+    """(counts summed over processes, whether any of them was asked to stop)."""
+    numbers = fabric.all_reduce(torch.tensor([*map(float, counts.values()), float(stop.asked)], dtype=torch.float64), reduce_op="sum").tolist()
+    return {name: int(value) for name, value in zip(counts, numbers)}, numbers[-1] > 0
+
+
+def share_statistics(fabric, model):
+    """Max logits (K2 Alg. 1 wants the maximum over the whole batch) and expert loads (their sum), over processes."""
+    if fabric.world_size == 1:
+        return
+    attentions, moes = [layer.attn for layer in model.language.layers], [layer.moe for layer in model.language.layers if layer.moe is not None]
+    logits = fabric.all_gather(torch.stack([a.max_logits for a in attentions])).amax(0)          # (layers, H)
+    loads = fabric.all_reduce(torch.stack([moe.load for moe in moes]), reduce_op="sum")          # (MoE layers, E)
+    for attention, row in zip(attentions, logits):
+        attention.max_logits = row
+    for moe, row in zip(moes, loads):
+        moe.load = row
 
 
 def faster_precision():
@@ -76,25 +124,28 @@ def faster_precision():
     return "bf16-mixed" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "32-true"
 
 
-def set_steps(run, settings, preset, model, tokenizer, log, warm=3, timed=8):
-    """Time a few real steps on a throw-away copy of the model and write the number of pre-training steps that fit the minutes."""
-    trial = copy.deepcopy(model).train()
+def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=3, timed=8):
+    """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes."""
+    trial = copy.deepcopy(model).to(fabric.device).train()
     optimizer = MuonClip(trial.named_parameters(), lr=1e-4)
-    batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length, 2 * (warm + timed),
-                           first=warm + timed)                           # the middle of the run, where clips are at full size
-    for i, (batch, _) in enumerate(data.stream(batches)):
+    batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length,
+                           2 * (warm + timed), warm + timed, fabric.global_rank, fabric.world_size)  # mid-run, where clips are at full size
+    for i, (shards, _) in enumerate(data.stream(batches)):
         if i == warm:
             start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16-mixed"):
-            loss, _ = trial.loss(batch)
-        loss.backward()
-        optimizer.step(), optimizer.zero_grad(), qk_clip(trial, 1e9)
-    per_step = (time.perf_counter() - start) / timed
+        for batch in shards:
+            with fabric.autocast():
+                loss, _ = trial.loss(batch.to(fabric.device))
+            loss.backward()
+        optimizer.step(), optimizer.zero_grad(), qk_clip(trial, 1e9), trial.language.update_bias(0.0)
+    per_step = fabric.all_reduce(torch.tensor((time.perf_counter() - start) / timed), reduce_op="mean").item()
+    per_step += 0.01 if fabric.world_size > 1 else 0.0                   # the exchange of gradients, which the trial leaves out
     seconds = 60 * settings["minutes"] * preset.pretrain_share - 10
-    settings["steps"] = max(preset.warmup + 10, int(seconds / per_step))
-    settings["measured_step_seconds"] = per_step
-    write_json(run / "run.json", settings)
+    settings |= {"steps": max(preset.warmup + 10, int(seconds / per_step)), "measured_step_seconds": per_step}
+    if fabric.is_global_zero:
+        write_json(run / "run.json", settings)
     log.say(f"{1000 * per_step:.0f} ms a step: {settings['steps']} pre-training steps for {settings['minutes']:g} minutes in all")
+    return settings["steps"]
 
 
 def shares(totals):
@@ -132,9 +183,9 @@ def interruptible():
 class Log:
     """metrics.jsonl always, a progress bar with the numbers that matter, wandb when asked."""
 
-    def __init__(self, run, wandb=False):
-        self.path, self.run, self.val, self.bar, self.wandb = run / "metrics.jsonl", run, {}, None, None
-        if wandb:
+    def __init__(self, run, fabric, wandb=False):
+        self.path, self.val, self.bar, self.wandb, self.silent = run / "metrics.jsonl", {}, None, None, not fabric.is_global_zero
+        if wandb and not self.silent:
             import wandb as library
             self.wandb = library.init(project="nanokimi", name=run.name, dir=run, resume="allow")
 
@@ -147,7 +198,8 @@ class Log:
 
     def say(self, text):
         """A line above the progress bar."""
-        (self.bar.console if self.bar else console).print(text)
+        if not self.silent:
+            (self.bar.console if self.bar else console).print(text)
 
     def forget(self, stage, step):
         """Drop rows that a killed run wrote after its last checkpoint: they will be written again."""
@@ -157,7 +209,10 @@ class Log:
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def progress(self, stage, batches, steps, done):
-        """Iterate over batches behind a progress bar."""
+        """Iterate over batches behind a progress bar (in the first process)."""
+        if self.silent:
+            yield from batches
+            return
         self.forget(stage, done)
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
         with Progress(*columns, console=console, refresh_per_second=2) as self.bar:
@@ -167,6 +222,8 @@ class Log:
 
     def row(self, row):
         """One step's numbers."""
+        if self.silent:
+            return
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.val = row.get("val", self.val)

@@ -1,8 +1,8 @@
 """MoonViT-3D and the projector: ONE encoder for pictures and clips (K2.5 report 4.1-4.2).
 
-A clip is 1 to 4 frames of any size; a picture is a clip of one frame. All clips of a batch are one packed sequence of patches: no padding, no
-mask. Attention spans a whole clip (every frame sees every frame), then the mean over time and the 2x2 merge make h*w/4 media tokens of it.
-What was left out: nothing of the structure; SigLIP initialisation (ours starts from scratch).
+A clip is 1 to 4 frames of any size; a picture is a clip of one frame. All clips of a batch are one packed sequence of patches: no padding,
+no mask. Attention spans a whole clip (every frame sees every frame), then the mean over time and the 2x2 merge make h*w/4 media tokens.
+Left out: nothing of the structure; the SigLIP initialisation (ours starts from scratch).
 """
 import math
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 from nanokimi.config import VisionConfig
-from nanokimi.language import attend, rotate
+from nanokimi.kernels import attend
+from nanokimi.language import rotate
 
 SAMPLE_FPS = 2.0                # K2.5: at most two frames a second
 
@@ -30,7 +31,8 @@ class VisionClip:
     def grid(self, patch: int) -> tuple[int, int, int]:
         """(t, h, w) in patches."""
         t, height, width, _ = self.frames.shape
-        assert height % (2 * patch) == 0 and width % (2 * patch) == 0, f"{height}x{width} px is not a multiple of {2 * patch}: use prepare_image"
+        fits = height % (2 * patch) == 0 and width % (2 * patch) == 0
+        assert fits, f"{width} x {height} px is not a multiple of {2 * patch} px: use prepare_image or prepare_video"
         return t, height // patch, width // patch
 
     def tokens(self, patch: int) -> int:
@@ -41,9 +43,12 @@ class VisionClip:
 
 # ---------------------------------------------------------------------------------------------------------------- pixels -> patches
 
-def navit_resize(width: int, height: int, patch: int, max_patches: int, max_side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((width, height) after the resize, the same after zero-padding) in pixels. Never upscales; the integer // counts (K2.5 navit_resize)."""
-    area = max(1, width // patch) * max(1, height // patch)
+Size = tuple[int, int]
+
+
+def navit_resize(width: int, height: int, patch: int, max_patches: int, max_side: int) -> tuple[Size, Size]:
+    """((width, height) after the resize, the same after zero-padding) in pixels. Never upscales (K2.5 navit_resize)."""
+    area = max(1, width // patch) * max(1, height // patch)                 # whole patches only: the // decides token counts
     scale = min(1.0, math.sqrt(max_patches / area), max_side * patch / width, max_side * patch / height)
     new = [min(max(1, int(side * scale)), max_side * patch) for side in (width, height)]
     padded = [math.ceil(side / (2 * patch)) * 2 * patch for side in new]     # multiple of the 2x2 merge, not a stretch
@@ -52,7 +57,8 @@ def navit_resize(width: int, height: int, patch: int, max_patches: int, max_side
 
 def _fit(frames: np.ndarray, cfg: VisionConfig, max_patches: int) -> np.ndarray:
     """(t, H, W, 3) -> the same, resized and padded; padding is pixel 0 before normalisation, so -1 after it."""
-    assert frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == np.uint8, f"want uint8 (t, H, W, 3), got {frames.dtype} {frames.shape}"
+    right = frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype == np.uint8
+    assert right, f"want uint8 (t, H, W, 3), got {frames.dtype} {frames.shape}"
     t, height, width, _ = frames.shape
     (w, h), (full_w, full_h) = navit_resize(width, height, cfg.patch, max_patches, cfg.max_side_patches)
     out = np.zeros((t, full_h, full_w, 3), np.uint8)
@@ -131,7 +137,7 @@ def pack(grid_thw: list[tuple[int, int, int]]) -> Packing:
 # ---------------------------------------------------------------------------------------------------------------- positions
 
 def time_table(frames: int, dim: int) -> torch.Tensor:
-    """Fixed sinusoids (frames, dim) = [sin | cos], not interleaved. Row 0 is not zero: a picture gets none of this, frame 0 of a clip does."""
+    """Fixed sinusoids (frames, dim) = [sin | cos], not interleaved. Row 0 is not zero: frame 0 of a clip gets it, a picture does not."""
     angles = torch.outer(torch.arange(frames).float(), 10000.0 ** (-torch.arange(0, dim, 2).float() / dim))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -183,7 +189,7 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
-        assert cfg.dim % cfg.heads == 0 and cfg.head_dim % 4 == 0, f"2D RoPE needs a head dimension divisible by 4, got {cfg.dim}/{cfg.heads}"
+        assert cfg.dim % (4 * cfg.heads) == 0, f"2D RoPE needs a head dimension divisible by 4, got {cfg.dim} / {cfg.heads}"
         self.heads, self.head_dim = cfg.heads, cfg.head_dim
         self.wqkv = nn.Linear(cfg.dim, 3 * cfg.dim)
         self.wo = nn.Linear(cfg.dim, cfg.dim)
@@ -216,7 +222,7 @@ class Block(nn.Module):
 
 
 class MoonViT3D(nn.Module):
-    """(patches uint8 (P, 3 * patch * patch), grid_thw) -> (M, 4, D): M = sum h * w / 4 media tokens of four patches, in the caller's order."""
+    """(patches uint8 (P, 3 * patch * patch), grid_thw) -> (M, 4, D): M = sum h * w / 4 media tokens of four patches each, in order."""
 
     def __init__(self, cfg: VisionConfig):
         super().__init__()
@@ -232,9 +238,9 @@ class MoonViT3D(nn.Module):
         packing = pack(grid_thw)
         packing.places, order = packing.places.to(device), packing.order.to(device)
         x = self.embed(patches.index_select(0, order), packing)                             # (P, D)
-        angles = rope_2d(packing.grids, self.cfg.head_dim, self.cfg.rope_theta).to(device)[packing.places, None, None]     # (P, 1, 1, hd / 2)
-        scale = torch.tensor([self.cfg.head_dim ** -0.5, 1.0], device=device)[:, None, None]          # q carries the softmax scale, k does not
-        rotation = torch.polar(scale, angles)                               # (P, 2, 1, hd / 2) complex
+        angles = rope_2d(packing.grids, self.cfg.head_dim, self.cfg.rope_theta).to(device)[packing.places]        # (P, hd / 2)
+        scale = torch.tensor([self.cfg.head_dim ** -0.5, 1.0], device=device)      # the softmax scale rides on q's rotation, not on k's
+        rotation = torch.polar(scale[:, None, None], angles[:, None, None])        # (P, 2, 1, hd / 2) complex
         for layer in self.layers:
             x = layer(x, rotation, packing.groups)
         return merge(self.norm(x), packing.groups).index_select(0, packing.rows.to(device))

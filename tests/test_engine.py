@@ -243,6 +243,9 @@ class FakeSandbox:
         self.codes.append(code)
         return self.results.pop(0)
 
+    def close(self):
+        self.closed = True
+
 
 def scripted(*script, context=256):
     engine = Scripted(build(context), TOK)
@@ -256,7 +259,7 @@ def test_tool_loop_forces_results_and_masks_them():
     engine = scripted([CALL_IDS, ANSWER_IDS], [ANSWER_IDS])
     first, second = engine.converse([PROMPTS[1], PROMPTS[0]], [box, FakeSandbox()], 50)
     forced = [i for i, sampled in zip(first.ids, first.sampled) if not sampled]
-    assert box.codes == ["img"] and len(first.clips) == 1
+    assert box.codes == ["img"] and len(first.clips) == 1 and first.tools == [True] and box.closed
     assert TOK.decode(forced).startswith("<|im_system|>python|tool<|im_middle|>## Return of functions.python:0\ntwo<|media_begin|>image")
     assert TOK.decode(forced).endswith("<|im_assistant|>assistant<|im_middle|><think>")
     assert [i for i, sampled in zip(first.ids, first.sampled) if sampled] == CALL_IDS + ANSWER_IDS
@@ -286,23 +289,23 @@ def test_turn_limit_and_full_context_end_as_length():
 def test_nonsense_calls_get_a_sentence():
     for name, arguments in (("rm", {"code": "1"}), ("python", {"code": 1}), ("python", {})):
         box = FakeSandbox()
-        assert "the only tool is python" in ENGINE.call_tool({"name": name, "arguments": arguments}, box)[0] and box.codes == []
+        (text,), ok = ENGINE.call_tool({"name": name, "arguments": arguments}, box)
+        assert "the only tool is python" in text and box.codes == [] and not ok
 
 
 def test_long_tool_output_is_cut_in_the_middle():
-    text, = ENGINE.call_tool({"name": "python", "arguments": {"code": "x"}}, FakeSandbox(ToolResult("a" * 9999 + "the error")))
+    (text,), _ = ENGINE.call_tool({"name": "python", "arguments": {"code": "x"}}, FakeSandbox(ToolResult("a" * 9999 + "the error")))
     assert len(text) < TOOL_CHARACTERS + 30 and text.endswith("the error")
 
 
 @pytest.mark.skipif(not available(), reason="pydantic-monty is not installed")
 def test_many_conversations_with_real_sandboxes():
     image = np.arange(20 * 20 * 3).reshape(20, 20, 3).astype(np.uint8)
-    boxes = [Sandbox({"img": image}) for _ in range(20)]
-    engine = scripted(*[[CALL_IDS, ANSWER_IDS]] * 20)
-    for response in engine.converse([PROMPTS[0]] * 20, boxes, 50):
-        assert response.stop == "end" and (response.clips[0].frames[0, :20, :20] == image).all()
-    for box in boxes:
-        box.close()
+    boxes = [Sandbox({"img": image}) for _ in range(80)]                        # more than run at a time
+    engine = scripted(*[[CALL_IDS, ANSWER_IDS]] * 80)
+    for response in engine.converse([PROMPTS[0]] * 80, boxes, 50):
+        assert response.stop == "end" and (response.clips[0].frames[0, :20, :20] == image).all() and response.tools == [True]
+    assert all(box.session is None for box in boxes)
 
 
 def test_tool_output_cannot_forge_turns():

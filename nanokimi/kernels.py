@@ -1,0 +1,132 @@
+"""The few places where plain autograd is too slow on a CPU: hand-written backwards, and the two kernels of experts and attention.
+
+Each does what one line of torch would; tests/test_model.py holds that line. On a CPU a step costs what it moves through memory, so
+everything here is about touching the large tensors less often. Left out: compiled kernels.
+"""
+import ctypes
+import platform
+
+import torch
+import torch.nn.functional as F
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep large freed blocks: otherwise every step pays the page faults of all its tensors again. False where unknown."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3                                 # malloc.h
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(mmap_threshold, 2 ** 30) and libc.mallopt(trim_threshold, 2 ** 31 - 1))
+
+
+class Normalise(torch.autograd.Function):
+    """F.rms_norm with a hand-written backward: half the passes over memory, which is what costs on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x, gain, eps):
+        norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)     # 1 / rms
+        ctx.save_for_backward(x, scale, gain)
+        return (x * scale).mul_(gain)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, gain = ctx.saved_tensors
+        unit = x * scale
+        along = grad * unit                                                 # its mean over d is what the norm takes away again
+        mean = (along @ gain)[..., None] / -x.shape[-1]
+        return (unit * mean).addcmul_(grad, gain).mul_(scale), along.flatten(0, -2).sum(0), None
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, kernel: str) -> torch.Tensor:
+    """softmax(q k^T + mask) v: (B, H, T, .), q already scaled. `kernel` is "manual" (plain matmuls, fastest in bf16 on a CPU) or "sdpa"."""
+    if kernel == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return attention_logits(q, k, mask).softmax(-1) @ v
+
+
+def attention_logits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The softmax inputs (B, H, T, S); the mask is added in place, as masked_fill would copy the largest tensor of a layer twice."""
+    logits = q @ k.transpose(-1, -2)
+    return logits if mask is None else logits.add_(mask)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """(..., 2 * ffn) -> (..., ffn)."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The readable reference: rows x (N, d) sorted by expert, counts (E,) -> (N, d)."""
+    parts = x.split(counts.tolist())
+    return torch.cat([F.linear(swiglu(F.linear(part, gate_up[e].to(x.dtype))), down[e].to(x.dtype)) for e, part in enumerate(parts)])
+
+
+def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """The same in two grouped matrix products."""
+    ends = counts.cumsum(0).int()
+    h = swiglu(F.grouped_mm(x, gate_up.to(x.dtype).transpose(1, 2), offs=ends))
+    return F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=ends)
+
+
+EXPERTS = {"loop": experts_loop, "grouped": experts_grouped}
+
+
+class Dispatch(torch.autograd.Function):
+    """Tokens x (N, d) copied to their k slots, sorted by expert: (N * k, d). `order` lists the slots, `slots` (N, k) is its inverse.
+
+    Gathers both ways instead of scattered adds: fast, and bit-identical from run to run.
+    """
+
+    @staticmethod
+    def forward(ctx, x, order, slots):
+        ctx.save_for_backward(slots)
+        return x.index_select(0, order // slots.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        slots, = ctx.saved_tensors
+        return F.embedding_bag(slots, grad, mode="sum"), None, None
+
+
+class Combine(torch.autograd.Function):
+    """The weighted sum of each token's k expert outputs: y (N * k, d), weights (N, k) -> (N, d)."""
+
+    @staticmethod
+    def forward(ctx, y, weights, order, slots):
+        ctx.save_for_backward(y, weights, order, slots)
+        return F.embedding_bag(slots, y, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, weights, order, slots = ctx.saved_tensors
+        grad = grad.index_select(0, order // slots.shape[1])                # (N * k, d)
+        on_weights = (grad * y).sum(-1).take(slots)
+        return grad * weights.take(order)[:, None], on_weights, None, None
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """log softmax(logits)[target] in fp32 for (n, V) logits of any dtype, in chunks: no fp32 copy of all logits, forward or backward."""
+    CHUNK = 64                              # rows; small enough for the processor's cache (ours)
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(TokenLogProbs.CHUNK)])    # (n,)
+        ctx.save_for_backward(logits, targets, norm)
+        return logits.gather(1, targets[:, None])[:, 0].float() - norm
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, targets, norm = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for i in range(0, len(logits), TokenLogProbs.CHUNK):
+            rows = slice(i, i + TokenLogProbs.CHUNK)
+            p = (logits[rows].float() - norm[rows, None]).exp_().mul_(-grad[rows, None])
+            out[rows] = p.scatter_add_(1, targets[rows, None], grad[rows, None])
+        return out, None
+
+
+def token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """logits (n, V) of any float dtype, targets (n,) -> log-probabilities (n,) fp32, differentiable."""
+    return TokenLogProbs.apply(logits, targets)

@@ -1,0 +1,110 @@
+"""Data: packing, masks, the zero-vision promise, a data position that is one number."""
+import numpy as np
+import pytest
+import torch
+
+from nanokimi import data
+from nanokimi.config import VisionConfig
+from nanokimi.tokenizer import Rendered, Tokenizer
+
+VISION, LENGTH = VisionConfig(), 256
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(data.corpus(300), 700, VISION.patch)
+
+
+def batches(tokenizer, stage="pretrain", **changes):
+    settings = dict(stage=stage, tokenizer=tokenizer, vision=VISION, seed=0, documents=8, length=LENGTH, steps=20)
+    return data.Batches(**(settings | changes))
+
+
+def same(a, b):
+    return torch.equal(a.ids, b.ids) and torch.equal(a.targets, b.targets) and (a.patches is b.patches is None or torch.equal(a.patches, b.patches))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(tokenizer):
+    (a, _), _ = batches(tokenizer)[7]
+    (b, _), _ = batches(tokenizer, first=5)[2]
+    (c, _), _ = batches(tokenizer, seed=1)[7]
+    assert same(a, b) and not same(a, c)
+
+
+def test_two_processes_make_the_shards_of_one(tokenizer):
+    both, counts = batches(tokenizer)[3]
+    first, c0 = batches(tokenizer, rank=0, world=2)[3]
+    second, c1 = batches(tokenizer, rank=1, world=2)[3]
+    assert same(both[0], first[0]) and same(both[1], second[0])
+    assert all(counts[name] == c0[name] + c1[name] for name in counts)
+
+
+def test_the_stream_equals_the_dataset(tokenizer):
+    for i, (shards, _) in enumerate(data.stream(batches(tokenizer, steps=3))):
+        assert same(shards[0], batches(tokenizer, steps=3)[i][0][0])
+
+
+def test_packing_uses_every_document_and_never_predicts_across():
+    rng = np.random.default_rng(0)
+    docs = [Rendered(list(range(10 + n, 10 + 2 * n)), [True] * n) for n in rng.integers(1, 60, size=40)]
+    rows = data.pack(docs, 64)
+    assert sorted(len(d.ids) for row in rows for d in row) == sorted(len(d.ids) for d in docs)
+    assert all(sum(len(d.ids) for d in row) <= 64 for row in rows)
+    batch = data.to_batch(rows, 64, pad=0, patch=8)
+    for r, row in enumerate(rows):
+        start = 0
+        for doc in row:
+            n = len(doc.ids)
+            assert batch.ids[r, start:start + n].tolist() == doc.ids and batch.positions[r, start:start + n].tolist() == list(range(n))
+            assert batch.targets[r, start:start + n].tolist() == doc.ids[1:] + [-100]
+            start += n
+        assert (batch.segments[r, start:] == 0).all() and (batch.targets[r, start:] == -100).all()
+
+
+def test_a_document_that_does_not_fit_is_refused():
+    with pytest.raises(AssertionError, match="does not fit"):
+        data.pack([Rendered([1] * 65, [True] * 65)], 64)
+
+
+def test_media_tokens_are_never_trained_on_and_match_the_patches(tokenizer):
+    for step in range(6):
+        for batch in batches(tokenizer)[step][0]:
+            assert not (batch.targets == tokenizer.media_pad).any()
+            assert int((batch.ids == tokenizer.media_pad).sum()) == sum(h * w // 4 for _, h, w in batch.grid_thw)
+            assert len(batch.patches) == sum(t * h * w for t, h, w in batch.grid_thw)
+
+
+def test_the_cold_start_holds_no_media_token(tokenizer):
+    """Zero vision: not one picture in SFT (K2.5 2.2), and every chat teaches something."""
+    for step in range(10):
+        for batch in batches(tokenizer, stage="sft", documents=24)[step][0]:
+            assert batch.patches is None and not (batch.ids == tokenizer.media_pad).any() and not (batch.ids == tokenizer.media_begin).any()
+            assert (batch.targets != -100).any()
+
+
+def test_pretraining_with_pictures_holds_no_chat_token(tokenizer):
+    """The format must come from the cold start: zv_format_before is ~0 only if pre-training never shows it."""
+    special = torch.tensor([tokenizer.im_user, tokenizer.im_assistant, tokenizer.think, tokenizer.end_think, tokenizer.section_begin])
+    for step in range(10):
+        for batch in batches(tokenizer)[step][0]:
+            assert not torch.isin(batch.ids, special).any()
+
+
+def test_training_never_uses_another_split(tokenizer, monkeypatch):
+    seen = set()
+    original = data.make_problems
+    monkeypatch.setattr(data, "make_problems", lambda kind, rng, level=1.0, split="train": seen.add(split) or original(kind, rng, level, split))
+    batches(tokenizer)[0], batches(tokenizer, stage="sft")[0], list(data.corpus(30))
+    assert seen == {"train"}
+
+
+def test_thinking_is_short_and_long_and_corrects_itself():
+    rng = np.random.default_rng(0)
+    thoughts = []
+    for _ in range(400):
+        problems = data.make_problems("scene_text", rng)
+        messages, thinking = data.chat_messages(problems[rng.integers(len(problems))], rng)
+        thoughts.append(messages[-1].get("thinking") if thinking else None)
+    assert 0.1 < np.mean([t is None for t in thoughts]) < 0.35
+    given = [t for t in thoughts if t]
+    assert any("wait" in t for t in given) and any("plan" in t and "check" in t for t in given) and any("plan" not in t for t in given)

@@ -1,0 +1,106 @@
+"""train.py as a person runs it: kill it, stop it, run it on one process or two; the result is the same."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+STEPS = 16
+
+
+def start(run, *more):
+    command = [sys.executable, "train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--threads", "1", "--devices", "1",
+               "--precision", "32-true", "--save-every", "0", "--run", str(run), *more]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def finish(run, *more):
+    process = start(run, *more)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(run, step):
+    for _ in range(1200):
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("training did not get that far")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    finish(run)
+    return run
+
+
+def assert_same(run, other):
+    """Bit by bit: every weight, and every logged number but the seconds."""
+    a, b = (load_file(r / "pretrain" / "model.safetensors") for r in (run, other))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    strip = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in rows(r)]
+    assert strip(run) == strip(other)
+
+
+@pytest.mark.parametrize("how, at", [(signal.SIGKILL, 3), (signal.SIGKILL, 9), (signal.SIGINT, 6)])
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path, uninterrupted, how, at):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for_step(run, at)
+    os.killpg(process.pid, how) if how == signal.SIGKILL else process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, "it finished before it was interrupted"
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "goes on from here" in output
+    assert not (run / "pretrain" / "model.safetensors").exists()
+    finish(run)
+    assert_same(run, uninterrupted)
+
+
+def test_two_processes_equal_one(tmp_path, uninterrupted):
+    """Same shards, gradients summed: the same curve up to float addition order."""
+    run = tmp_path / "two"
+    finish(run, "--devices", "2", "--threads", "2")
+    one, two = rows(uninterrupted), rows(run)
+    assert abs(one[0]["loss"] - two[0]["loss"]) < 1e-5 and one[-1]["tokens"] == two[-1]["tokens"]
+    assert abs(one[0]["grad_norm"] - two[0]["grad_norm"]) < 1e-4
+    assert abs(one[-1]["loss"] - two[-1]["loss"]) < 0.05
+
+
+def test_another_seed_is_another_run_and_the_old_one_is_protected(tmp_path, uninterrupted):
+    process = start(uninterrupted, "--seed", "1")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "was started with seed 0" in output
+
+
+def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for_step(run, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    state = next((run / "pretrain").glob("step-*")) / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    process = start(run)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "cannot be continued" in output and "Traceback" not in output
+
+
+def test_the_loss_falls(uninterrupted):
+    losses = [row["loss"] for row in rows(uninterrupted)]
+    assert losses[-1] < losses[0] - 0.5
+    assert {"max_logit", "clip_rate", "grad_norm", "lr"} <= rows(uninterrupted)[-1].keys()
+    assert "load" in rows(uninterrupted)[-1] and "val" in rows(uninterrupted)[-1]

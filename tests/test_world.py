@@ -1,0 +1,148 @@
+"""The world: splits hold, answers are right, controls do what they say, the exam is the one that was written down."""
+import numpy as np
+import pytest
+
+from nanokimi.world import content, draw, exam, problems as world, scenes, verify
+from nanokimi.world.types import Clip, Image
+
+EXAM_SHA256 = "6ca9cafb1cd394b3c7493c309df748f1370b80346b17b30fd4cf4af56542becb"
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_the_exam_is_the_one_that_was_hashed():
+    assert exam.fingerprint() == EXAM_SHA256, "the exam changed: bump exam.VERSION, re-run every row, then update this hash"
+
+
+def test_exam_problems_do_not_depend_on_how_many_are_asked():
+    few, many = exam.exam("count", "test", 3), exam.exam("count", "test", 6)
+    for a, b in zip(few, many):
+        assert a.question == b.question and np.array_equal(a.context[0].pixels, b.context[0].pixels)
+
+
+def test_held_out_pairs_never_reach_a_training_scene():
+    unseen = scenes.HELD_OUT["val"] | scenes.HELD_OUT["test"]
+    assert len(unseen) == 12 and not scenes.HELD_OUT["val"] & scenes.HELD_OUT["test"]
+    shown = {(t.colour, t.kind) for seed in range(300) for t in scenes.sample_scene(rng(seed)).things}
+    assert not shown & unseen
+    test = {(t.colour, t.kind) for seed in range(300) for t in scenes.sample_scene(rng(seed), "test").things}
+    assert test & scenes.HELD_OUT["test"] and not test & scenes.HELD_OUT["val"]
+
+
+def test_no_text_problem_of_the_exam_is_a_training_problem():
+    """Arithmetic and tool problems are split by a hash of the whole problem; draw many training ones and look for the exam's."""
+    key = lambda p: "".join(map(str, p.context)) + p.question
+    for row, make in (("arithmetic", world.arithmetic_problems), ("tool_text", world.tool_problems)):
+        asked = {key(p) for split in ("test", "val") for p in exam.exam(row, split, 200)}
+        trained = {key(make(rng(seed), "train")[0]) for seed in range(2000)}
+        assert not asked & trained
+
+
+def test_pictogram_sizes_and_handwriting_are_split():
+    sizes = {split: {scenes.pictogram_size(rng(seed), 16, 38, split) for seed in range(200)} for split in ("train", "val", "test")}
+    assert not sizes["train"] & sizes["test"] and not sizes["train"] & sizes["val"] and not sizes["val"] & sizes["test"]
+    digits = {split: {image.tobytes() for image in content.digits_split(split)[0]} for split in ("train", "val", "test")}
+    assert not digits["train"] & digits["test"] and not digits["train"] & digits["val"]
+
+
+def test_flag_pictures_never_meet_capitals_in_training():
+    with pytest.raises(AssertionError, match="never trained"):
+        world.flag_capital_problems(rng(), "train")
+    with pytest.raises(AssertionError, match="N\\+1"):
+        world.clip_naming_problems(rng(), "train", shown=False)
+    for seed in range(200):
+        name = world.clip_naming_problems(rng(seed), "train")[0].answer
+        assert world.shown_in_clips(name)
+
+
+@pytest.mark.parametrize("row", exam.ROWS)
+def test_the_true_answer_scores_one_and_another_one_does_not(row):
+    problems = exam.exam(row, "val", 12)
+    assert all(verify.score(p, p.answer) == 1 and verify.correct(p, p.answer) for p in problems)
+    assert not all(verify.correct(p, problems[0].answer) for p in problems), "one constant answer solves the whole row"
+
+
+def test_pictures_obey_the_exams_difficulty():
+    for p in exam.exam("caption", "test", 100):
+        height, width, _ = p.context[0].pixels.shape
+        assert 32 <= height <= 96 and 32 <= width <= 96 and 1 <= p.meta["objects"] <= 4
+    lengths = [len(p.context[0].frames) for row in ("direction", "appear", "order") for p in exam.exam(row, "test", 60)]
+    assert min(lengths) >= 4 and max(lengths) <= 12 and 0.3 < np.mean(np.array(lengths) > 4) < 0.7
+    counts = np.bincount([int(p.answer) for p in exam.exam("count", "test", 300)], minlength=7)
+    assert counts[0] == 0 and (counts[1:] > 25).all(), "counts 1 to 6 must be equally frequent"
+
+
+def test_moving_things_move_the_way_the_answer_says():
+    for p in exam.exam("direction", "test", 40):
+        frames = p.context[0].frames.astype(float)
+        change = np.abs(frames[-1] - frames[0]).sum(-1)
+        assert change.max() > 20, "nothing moved"
+        moving = np.abs(frames - np.median(frames, 0)).sum(-1) > 60
+        centres = [np.argwhere(m).mean(0) for m in (moving[0], moving[-1]) if m.any()]
+        if len(centres) == 2:
+            dy, dx = centres[1] - centres[0]
+            want = scenes.DIRECTIONS[p.answer]
+            assert dx * want[0] + dy * want[1] > 0, f"{p.answer}: moved by {dx:.1f}, {dy:.1f}"
+
+
+def test_boxes_fit_what_is_drawn():
+    canvas = np.zeros((60, 80, 3), np.float32)
+    thing = scenes.Thing("square", "red", 40, 30, 20)
+    drawn = np.argwhere(scenes.paint([thing], canvas).sum(-1) > 100)
+    (y0, x0), (y1, x1) = drawn.min(0), drawn.max(0)
+    seen = f"{x0 * 100 // 80} {y0 * 100 // 60} {x1 * 100 // 80} {y1 * 100 // 60}"
+    assert verify.box(seen, " ".join(map(str, thing.box(80, 60)))) > 0.85
+
+
+def test_column_arithmetic_is_right_and_uses_every_carry():
+    for seed in range(300):
+        p = world.arithmetic_problems(rng(seed), "train")[0]
+        assert str(eval(p.question.removeprefix("what is ").removesuffix("?"))) == p.answer
+        assert p.reasoning.endswith(f"so {p.answer}.")
+    assert world.add_steps(345, 128) == "5+8+0=13, 4+2+1=07, 3+1+0=04"
+    assert world.subtract_steps(473, 77) == "3-7-0=06, 7-7-1=09, 4-0-1=13"
+
+
+def test_blind_and_clip_controls():
+    problems = exam.exam("direction", "val", 6)
+    swapped = exam.blind(problems)
+    assert all(a.question == b.question and a.context[0] is not b.context[0] for a, b in zip(problems, swapped))
+    assert all(len(p.context[0].frames) == 1 for p in exam.one_frame(problems))
+    for a, b in zip(problems, exam.shuffled(problems)):
+        assert sorted(f.tobytes() for f in a.context[0].frames) == sorted(f.tobytes() for f in b.context[0].frames)
+
+
+@pytest.mark.parametrize("answer, truth, verifier, score", [
+    ("3", "3", "count", 1), ("4", "3", "count", 2 / 3), ("three", "3", "count", 0), ("99", "3", "count", 0), ("-3", "3", "count", 0),
+    ("red star, blue star", "blue star, red star", "caption", 1), ("red star", "red star, red star", "caption", 2 / 3), ("", "cat", "caption", 0),
+    ("red star, red star, red star", "red star", "caption", 0.5), ("0 0 99 99", "0 0 49 99", "box", 0.5), ("9 9 1 1", "0 0 49 99", "box", 0),
+    ("1 2 3", "0 0 1 1", "box", 0), ("0 0 1 1 0 0 1 1", "0 0 1 1", "box", 0), ("Octopus.", "octopus", "exact", 1), ("123", "124", "ocr", 2 / 3)])
+def test_verifiers(answer, truth, verifier, score):
+    assert verify.VERIFIERS[verifier](answer, truth) == pytest.approx(score)
+
+
+def test_text_twins_ask_what_the_pictures_ask():
+    asked = {p.question.split()[0] + p.question.split()[1] for seed in range(50) for p in world.scene_problems(rng(seed), "train")}
+    twins = {p.question.split()[0] + p.question.split()[1] for seed in range(50) for p in world.scene_problems(rng(seed), "train", modality="text")}
+    assert twins == asked - {"whereis"}
+    assert all(isinstance(p.context[0], str) for p in world.scene_problems(rng(), "train", modality="text"))
+
+
+def test_tool_code_gives_the_answer_in_the_sandbox():
+    from nanokimi.evaluate import tool_media
+    from nanokimi.sandbox import Sandbox
+    for make in (world.tool_problems, world.picture_tool_problems):
+        for seed in range(12):
+            p = make(rng(seed), "train")[0]
+            with Sandbox(tool_media(p)) as box:
+                result = box.run(p.code)
+            assert result.ok and result.text == p.answer, (p.code, result.text, p.answer)
+
+
+def test_media_are_uint8_and_colours_distinct():
+    assert len(draw.COLOURS) == 8 and len(draw.KINDS) == 8 and len(content.PICTOGRAMS) >= 248
+    part = world.clip_problems(rng(3), "train")[0].context[0]
+    assert isinstance(part, Clip) and part.frames.dtype == np.uint8
+    assert isinstance(world.naming_problems(rng(), "val")[0].context[0], Image)
