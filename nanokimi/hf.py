@@ -123,8 +123,10 @@ def deepseek_v3_config(cfg: LanguageConfig) -> dict:
             "qk_nope_head_dim": cfg.nope, "qk_rope_head_dim": cfg.rope, "v_head_dim": cfg.v_dim, "first_k_dense_replace": cfg.dense_layers,
             "intermediate_size": cfg.dense_ffn, "n_routed_experts": cfg.experts, "num_experts_per_tok": cfg.top_k,
             "n_shared_experts": cfg.shared, "moe_intermediate_size": cfg.expert_ffn, "routed_scaling_factor": cfg.routed_scaling,
-            "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "rms_norm_eps": cfg.eps, "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-            "rope_interleave": True, "max_position_embeddings": cfg.context, "num_nextn_predict_layers": 0, "tie_word_embeddings": False}
+            "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "rms_norm_eps": cfg.eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+            "rope_interleave": True, "max_position_embeddings": cfg.context,
+            "num_nextn_predict_layers": 0, "tie_word_embeddings": False}
 
 
 def kimi_k25_config(cfg: ModelConfig, media_pad: int) -> dict:

@@ -5,8 +5,10 @@ no mask. Attention spans a whole clip (every frame sees every frame), then the m
 Left out: nothing of the structure; the SigLIP initialisation (ours starts from scratch).
 """
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -113,25 +115,23 @@ class Packing:
 
 def pack(grid_thw: list[tuple[int, int, int]]) -> Packing:
     """The layout for these grids; pure index arithmetic on the CPU."""
-    sizes = np.array(grid_thw)                                              # (C, 3)
-    lengths, tokens = sizes.prod(1), sizes[:, 1] * sizes[:, 2] // 4
-    first, first_token = np.cumsum(lengths) - lengths, np.cumsum(tokens) - tokens
-    ranked = sorted(range(len(sizes)), key=lambda c: (sizes[c, 0], tokens[c], sizes[c, 1]))
+    ranked = sorted(range(len(grid_thw)), key=lambda c: (grid_thw[c][0], math.prod(grid_thw[c])))        # equal (t, length) side by side
     grids = sorted({(h, w) for _, h, w in grid_thw})
-    start = dict(zip(grids, np.cumsum([0] + [h * w for h, w in grids])))
-    order, places, groups, rows = [], [], [], np.empty(tokens.sum(), np.int64)
-    done = 0
-    for c in ranked:
-        t, h, w = grid_thw[c]
-        order.append(first[c] + _blocks(t, h, w))
-        places.append(start[h, w] + np.tile(_blocks(1, h, w), t))
-        rows[first_token[c]:first_token[c] + tokens[c]] = np.arange(done, done + tokens[c])
-        done += tokens[c]
-        if groups and groups[-1][1:] == (t, t * h * w):
-            groups[-1] = (groups[-1][0] + 1, t, t * h * w)
-        else:
-            groups.append((1, t, t * h * w))
-    return Packing(torch.from_numpy(np.concatenate(order)), grids, torch.from_numpy(np.concatenate(places)), torch.from_numpy(rows), groups)
+    table = dict(zip(grids, _starts([h * w for h, w in grids])))
+    first = _starts([t * h * w for t, h, w in grid_thw])
+    tokens = [h * w // 4 for _, h, w in grid_thw]
+    packed = dict(zip(ranked, _starts([tokens[c] for c in ranked])))        # first packed media row of each clip
+    order = [first[c] + _blocks(*grid_thw[c]) for c in ranked]
+    places = [np.tile(table[h, w] + _blocks(1, h, w), t) for t, h, w in (grid_thw[c] for c in ranked)]
+    rows = [packed[c] + np.arange(n) for c, n in enumerate(tokens)]
+    groups = Counter((grid_thw[c][0], math.prod(grid_thw[c])) for c in ranked)              # keeps the order of insertion
+    order, places, rows = (torch.from_numpy(np.concatenate(x)) for x in (order, places, rows))
+    return Packing(order, grids, places, rows, [(n, t, length) for (t, length), n in groups.items()])
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    """Where each of these consecutive pieces begins."""
+    return [0, *accumulate(lengths)][:-1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- positions

@@ -122,15 +122,15 @@ def test_packed_rows_equal_padded_rows(model):
 
 @torch.no_grad()
 def test_documents_do_not_see_each_other(model):
-    """Change document 1 and the padding: document 2, before and after it, stays bit for bit; its own later tokens move."""
+    """Change the middle document and the padding: the other documents stay, only later tokens of the same one move."""
     first, second, third = document(12, seed=5), document(15, seed=6), document(10, seed=7)
-    a, b = batch_of([[first, second, third]], 48), batch_of([[first, (second[0], []), third]], 48)
+    a, b = (batch_of([[first, second, third]], 48) for _ in range(2))
     b.ids[0, 12 + 3] = (b.ids[0, 12 + 3] + 1) % PAD                       # a token of the second document
     b.ids[0, 37:] = 7                                                     # padding
     x, y = model(a)[0], model(b)[0]
-    assert torch.equal(x[:15], y[:15]), "another document, or the future, leaks in"
-    assert torch.equal(x[27:37], y[27:37]), "the document before, or the padding, leaks in"
-    assert (x[15:27] - y[15:27]).abs().amax(-1).min() > 1e-4, "later tokens of the same document do not see the change"
+    close(x[:15], y[:15])                                                 # not bitwise: experts get other row counts
+    close(x[27:37], y[27:37])
+    assert (x[15:27] != y[15:27]).any(-1).all(), "later tokens of the same document do not see the change"
 
 
 @torch.no_grad()
@@ -140,6 +140,7 @@ def test_padding_neither_changes_nor_breaks_anything(model):
     short.rows, stats = 2, []                                             # the empty row counts as a sequence in the second batch
     for batch in (short, long):
         loss, parts = model.loss(batch)
+        close(loss - parts["ce"], CFG.language.aux_alpha * parts["aux"], 1e-6)
         stats.append([loss, parts["aux"]] + [x for layer in model.language.layers[1:] for x in (layer.attn.max_logits, layer.moe.load)])
         for layer in model.language.layers[1:]:
             layer.attn.max_logits = layer.moe.load = None
@@ -170,8 +171,10 @@ def test_clips_do_not_see_each_other_but_their_frames_do(model):
 
 
 @torch.no_grad()
-def test_mixed_batch_equals_one_by_one(model):
-    grids = [(4, 2, 4), (1, 6, 6), (2, 4, 4), (1, 4, 2), (4, 4, 2), (3, 2, 2), (1, 2, 4), (1, 6, 6)]
+@pytest.mark.parametrize("grids", [
+    [(4, 2, 4), (1, 6, 6), (2, 4, 4), (1, 4, 2), (4, 4, 2), (3, 2, 2), (1, 2, 4), (1, 6, 6)],
+    [(2, 2, 4), (1, 4, 4), (4, 2, 2)]])                                   # equal lengths, different t
+def test_mixed_batch_equals_one_by_one(model, grids):
     clips = [clip(*grid, seed) for seed, grid in enumerate(grids)]
     close(encode(model, clips), torch.cat([encode(model, [c]) for c in clips]))
 

@@ -153,13 +153,13 @@ def test_resume_is_exact():
 
 def attention_logits(attn, x, monkeypatch):
     """Softmax inputs (B, H, T, T) of one MLA layer on x (B, T, d); leaves attn.max_logits as a training forward does."""
-    seen, original = [], language.logits_softmax
-    monkeypatch.setattr(language, "logits_softmax", lambda *args: seen.append(original(*args)) or seen[-1])
+    seen, original = [], language.attention_logits
+    monkeypatch.setattr(language, "attention_logits", lambda *args: seen.append(original(*args)) or seen[-1])
     B, T, _ = x.shape
-    cos, sin = language.rope_1d(torch.arange(T).expand(B, T), TINY.language.rope, 50000.0, x.dtype)
-    attn(x, language.Context(cos, sin, language.attention_mask(None, None, B, T, "cpu"), None, None))
-    monkeypatch.setattr(language, "logits_softmax", original)
-    return seen[0][0].detach().tril()
+    rotation = language.rope_1d(torch.arange(T).expand(B, T), TINY.language.rope, 50000.0)
+    attn(x, language.Context(rotation, language.attention_mask(None, None, T, x), None, None, None))
+    monkeypatch.setattr(language, "attention_logits", original)
+    return seen[0].detach().tril()
 
 
 def test_qk_clip_scales_the_logits_of_hot_heads_exactly(monkeypatch):
