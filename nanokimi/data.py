@@ -22,9 +22,9 @@ SHARDS = 2                      # parts of a step; the number of processes must 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "scene": 0.30, "counting": 0.12, "naming": 0.16, "ocr": 0.08, "clip": 0.09,                                       # pictures, clips
-    "scene_text": 0.05, "category": 0.02, "capital": 0.03, "ocr_text": 0.01, "clip_text": 0.02,                       # their twins
-    "arithmetic": 0.06, "tool": 0.02, "program": 0.02, "wiki": 0.02,                                                  # text
+    "scene": 0.28, "counting": 0.10, "album": 0.20, "naming": 0.06, "ocr": 0.07, "clip": 0.09,                        # pictures, clips
+    "scene_text": 0.04, "category": 0.02, "capital": 0.03, "ocr_text": 0.01, "clip_text": 0.02,                       # their twins
+    "arithmetic": 0.05, "tool": 0.01, "program": 0.01, "wiki": 0.01,                                                  # text
 }
 SFT = {"scene_text": 0.40, "category": 0.08, "capital": 0.04, "ocr_text": 0.06, "clip_text": 0.08, "arithmetic": 0.16, "tool": 0.18}
 
@@ -79,12 +79,22 @@ def wiki_document(rng, tokens):
     return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
 
 
+def album_document(rng, vision, pictures=4):
+    """Interleaved pictures and names: the cheapest way to meet many names."""
+    parts = []
+    for image, name in world.album(rng, pictures):
+        parts += [prepared(image, vision), Learn(f" {name}.")]
+    return parts
+
+
 def pretrain_document(rng, tokenizer, vision, length, level):
     """Draw one document: (kind, Rendered)."""
     kind = str(rng.choice(list(PRETRAIN), p=normalised(PRETRAIN)))
     if kind == "wiki":
         out = tokenizer.render_document(wiki_document(rng, length))
         return kind, Rendered(out.ids[:length], out.mask[:length])
+    if kind == "album":
+        return kind, tokenizer.render_document(album_document(rng, vision))
     problems, most = make_problems(kind, rng, level), 3
     while True:                                                  # too long for a row: ask fewer questions
         out = tokenizer.render_document(document(problems, rng, vision, most))
@@ -240,7 +250,7 @@ def stream(batches):
 def corpus(size, seed=0):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([seed, 0])
-    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "clip": "clip_text"}
+    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "album": "category", "clip": "clip_text"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind == "wiki":
@@ -256,7 +266,7 @@ def corpus(size, seed=0):
 def chat_text(problem, rng):
     """The words of a chat, special tokens left out: what its pieces look like to the tokenizer."""
     messages, _ = chat_messages(problem, rng)
-    pieces = ["assistant user python|tool tool_declare image video ## Return of functions.python:0\n", declare_tools([PYTHON_TOOL])]
+    pieces = ["assistant user image video " * 3 + "python|tool tool_declare image video ## Return of functions.python:0\n", declare_tools([PYTHON_TOOL])]
     pieces += [message.get("thinking", "") + "\n" + str(message["content"]) for message in messages]
     pieces += [json.dumps(call["arguments"]) for message in messages for call in message.get("tool_calls", ())]
     return "\n".join(pieces)

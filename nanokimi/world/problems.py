@@ -138,6 +138,17 @@ def naming_problems(rng, split, name=None):
     return problems if split != "train" or rng.random() < 0.3 else problems[:1]          # names are the harder half
 
 
+def album(rng, pictures):
+    """[(picture, name)]: pictograms that fill most of a small canvas, train sizes only; four patches of pixels instead of a dozen."""
+    out = []
+    for i in rng.integers(len(ALL), size=pictures):
+        size = pictogram_size(rng, 16, 38, "train")
+        width, height = (int(size * side) for side in rng.uniform(1.05, 1.7, size=2))
+        scene = Scene(width, height, (Thing(ALL[i].name, None, *free_place(rng, size, width, height, ()), size),))
+        out.append((scene.picture(rng), ALL[i].name))
+    return out
+
+
 def about_pictogram(pictogram, context, modality, caption):
     """Name and category of the one pictogram in a picture or clip."""
     meta = {"name": pictogram.name, "in_clips": shown_in_clips(pictogram.name)}
