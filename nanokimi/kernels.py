@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 
 
+ALIGN = 64                      # rows; see experts_grouped and NanoKimi.loss
+
+
 def keep_freed_memory() -> bool:
     """Tells glibc to keep large freed blocks: otherwise every step pays the page faults of all its tensors again. False where unknown."""
     if platform.libc_ver()[0] != "glibc":
@@ -64,10 +67,41 @@ def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, d
 
 
 def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """The same in two grouped matrix products."""
-    ends = counts.cumsum(0).int()
-    h = swiglu(F.grouped_mm(x, gate_up.to(x.dtype).transpose(1, 2), offs=ends))
-    return F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=ends)
+    """The same in two grouped matrix products. Each expert's rows are padded with zeros to a multiple of ALIGN: a CPU library compiles
+    a kernel for every new shape, and counts that differ in every step would mean a hundred new ones a step."""
+    ends, aligned = counts.cumsum(0), (counts + ALIGN - 1) // ALIGN * ALIGN
+    aligned_ends = aligned.cumsum(0)
+    places = torch.arange(len(x), device=x.device) + ((aligned_ends - aligned) - (ends - counts)).repeat_interleave(counts)
+    rows = Spread.apply(x, places, int(aligned_ends[-1]))
+    h = swiglu(F.grouped_mm(rows, gate_up.to(x.dtype).transpose(1, 2), offs=aligned_ends.int()))
+    return Gather.apply(F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=aligned_ends.int()), places)
+
+
+class Spread(torch.autograd.Function):
+    """Rows x (N, d) put at `places` (N,), all different, of `total` rows; zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x, places, total):
+        ctx.save_for_backward(places)
+        return x.new_zeros(total, x.shape[1]).index_copy_(0, places, x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class Gather(torch.autograd.Function):
+    """The way back: rows at `places` (N,) of y."""
+
+    @staticmethod
+    def forward(ctx, y, places):
+        ctx.save_for_backward(places)
+        ctx.total = len(y)
+        return y.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.new_zeros(ctx.total, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 EXPERTS = {"loop": experts_loop, "grouped": experts_grouped}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
-from nanokimi.kernels import keep_freed_memory, token_logprobs
+from nanokimi.kernels import ALIGN, keep_freed_memory, token_logprobs
 from nanokimi.language import Cache, LanguageModel
 from nanokimi.vision import MoonViT3D, Projector
 
@@ -86,7 +86,8 @@ class NanoKimi(nn.Module):
         aux = []
         hidden = self(batch, aux=aux)
         where = (batch.targets != NO_LOSS).flatten().nonzero()[:, 0]        # the head runs here only: logits are what fills memory
-        logits = self.language.head(hidden.flatten(0, 1).index_select(0, where))
+        padded = F.pad(where, (0, -len(where) % ALIGN))                     # few shapes for the head's matmul; the extra rows are cut off again
+        logits = self.language.head(hidden.flatten(0, 1).index_select(0, padded))[:len(where)]
         total = -token_logprobs(logits, batch.targets.flatten()[where]).sum()
         ce = total / max(1, batch.denominator)
         aux = sum(aux, torch.zeros_like(ce)) / batch.rows                   # per sequence = row, then the mean over rows; 0 in eval
