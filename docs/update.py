@@ -1,9 +1,11 @@
 """Refresh what README.md shows from results/*.json: the results table between its markers, and the picture of the stack.
 
-    python docs/update.py
+    python docs/update.py                 tables and the stack
+    python docs/update.py runs/s0         also the figures of that run
 """
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +28,21 @@ def results_table(path):
     return "\n".join(lines)
 
 
+def bands_table(path):
+    """Loss and val accuracy that a healthy run shows at several minutes."""
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    names = list(content["bands"][-1]["val"]) if content["bands"] else []
+    span = lambda pair, form: form(pair[0]) if form(pair[0]) == form(pair[1]) else f"{form(pair[0])} to {form(pair[1])}"
+    percent, two = (lambda v: f"{100 * v:.0f} %"), (lambda v: f"{v:.2f}")
+    lines = ["A healthy run (val split, teacher-forced exact match on 40 problems a row; lowest to highest seed):\n",
+             "| minute | loss | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for band in content["bands"]:
+        lines.append(f"| {band['minute']} | {span(band['loss'], two)} | " + " | ".join(span(band["val"][n], percent) if n in band["val"] else "" for n in names) + " |")
+    return "\n".join(lines)
+
+
 def met(row):
     """Whether the mean meets its target: yes, no, or nothing where there is none."""
     if not row["target"]:
@@ -44,8 +61,14 @@ def fill(text, name, content):
 def main():
     from nanokimi.report import stack_picture
     readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(), "results", results_table(ROOT / "results" / "nano.json")))
+    results = ROOT / "results" / "nano.json"
+    text = fill(readme.read_text(), "results", results_table(results))
+    readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
+    for run in sys.argv[1:2]:
+        shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
+        for name in ("loss", "accuracy", "load"):
+            shutil.copy(Path(run) / f"{name}.png", ROOT / "results" / f"nano_{name}.png")
 
 
 if __name__ == "__main__":

@@ -90,5 +90,5 @@ PRESETS = {
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
                     minutes=1, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
-    "nano": Preset(nano_model(), minutes=20, documents=64, length=192),
+    "nano": Preset(nano_model(), minutes=20, documents=96, length=192),
 }

@@ -17,14 +17,15 @@ from .world import content, problems as world
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2}
+RAMP = 0.3                      # of the steps, from easy pictures and clips to the exam's difficulty (ours: everything needs a path to be learned)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "scene": 0.28, "counting": 0.10, "album": 0.20, "naming": 0.06, "ocr": 0.07, "clip": 0.09,                        # pictures, clips
-    "scene_text": 0.04, "category": 0.02, "capital": 0.03, "ocr_text": 0.01, "clip_text": 0.02,                       # their twins
-    "arithmetic": 0.05, "tool": 0.01, "program": 0.01, "wiki": 0.01,                                                  # text
+    "caption": 0.34, "album": 0.18, "scene": 0.14, "counting": 0.07, "naming": 0.04, "ocr": 0.06, "clip": 0.06,       # pictures, clips
+    "scene_text": 0.03, "category": 0.01, "capital": 0.02, "ocr_text": 0.005, "clip_text": 0.015,                     # their twins
+    "arithmetic": 0.03, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                               # text
 }
 SFT = {"scene_text": 0.40, "category": 0.08, "capital": 0.04, "ocr_text": 0.06, "clip_text": 0.08, "arithmetic": 0.16, "tool": 0.18}
 
@@ -41,12 +42,12 @@ def prepared(part, vision):
 # ---- documents (pre-training) ------------------------------------------------------------------------------------------------------
 
 def make_problems(kind, rng, level=1.0, split="train"):
-    """The problems of one document; level is how far clips have come on their path from plain to anything."""
-    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "naming": world.naming_problems, "ocr": world.ocr_problems,
+    """The problems of one document; level: see world/problems.py."""
+    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems, "naming": world.naming_problems, "ocr": world.ocr_problems,
               "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
               "arithmetic": world.arithmetic_problems, "tool": world.tool_problems, "program": world.program_problems}
-    if kind == "clip":
-        return world.clip_problems(rng, split, level)
+    if kind in ("scene", "counting", "clip"):
+        return makers[kind](rng, split, level=level)
     if kind in ("scene_text", "ocr_text"):
         return makers[kind.removesuffix("_text")](rng, split, modality="text")
     return makers[kind](rng, split)
@@ -63,10 +64,14 @@ def question_parts(problem, think):
 
 
 def document(problems, rng, vision, most=3):
-    """One context and up to `most` questions about it; in half of the documents one of them is answered after reasoning."""
+    """One context and up to `most` questions about it; in half of the documents one of them is answered after reasoning. A caption, where
+    there is one to ask for, is asked for in half of the documents that would leave it out: it says most about the picture."""
     parts = [prepared(part, vision) for part in problems[0].context]
+    order = list(rng.permutation(len(problems)))
+    if rng.random() < 0.5:
+        order.sort(key=lambda i: problems[i].verifier != "caption")
     reason = rng.integers(2 * most)                                      # which one reasons: none where the number is too high
-    for n, i in enumerate(rng.permutation(len(problems))[:most]):
+    for n, i in enumerate(order[:most]):
         always = not problems[i].context and problems[i].ability == "reasoning"          # sums are not for guessing
         parts += question_parts(problems[i], think=always or n == reason and problems[i].verifier != "caption")
     return parts
@@ -79,12 +84,18 @@ def wiki_document(rng, tokens):
     return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
 
 
-def album_document(rng, vision, pictures=4):
+def album_document(rng, vision, level, pictures=4):
     """Interleaved pictures and names: the cheapest way to meet many names."""
     parts = []
-    for image, name in world.album(rng, pictures):
+    for image, name in world.album(rng, pictures, level):
         parts += [prepared(image, vision), Learn(f" {name}.")]
     return parts
+
+
+def caption_document(rng, vision, level):
+    """A small crowded picture and what it shows, nothing else: the most objects for a document's price."""
+    image, names = world.crowd(rng, level)
+    return [prepared(image, vision), Learn(f" {names}.")]
 
 
 def pretrain_document(rng, tokenizer, vision, length, level):
@@ -93,8 +104,8 @@ def pretrain_document(rng, tokenizer, vision, length, level):
     if kind == "wiki":
         out = tokenizer.render_document(wiki_document(rng, length))
         return kind, Rendered(out.ids[:length], out.mask[:length])
-    if kind == "album":
-        return kind, tokenizer.render_document(album_document(rng, vision))
+    if kind in ("album", "caption"):
+        return kind, tokenizer.render_document((album_document if kind == "album" else caption_document)(rng, vision, level))
     problems, most = make_problems(kind, rng, level), 3
     while True:                                                  # too long for a row: ask fewer questions
         out = tokenizer.render_document(document(problems, rng, vision, most))
@@ -222,7 +233,7 @@ class Batches(Dataset):
 
     def shard(self, step, shard):
         rng = np.random.default_rng([self.seed, STAGES[self.stage], step, shard])
-        level = min(1.0, max(0.0, 2.5 * step / self.steps - 0.25))       # clips: plain for a tenth of the run, anything from the half on
+        level = min(1.0, step / (RAMP * self.steps))
         number = self.documents // SHARDS
         if self.stage == "pretrain":
             drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, level) for _ in range(number)]
@@ -250,7 +261,7 @@ def stream(batches):
 def corpus(size, seed=0):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([seed, 0])
-    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "album": "category", "clip": "clip_text"}
+    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "album": "category", "caption": "scene_text", "clip": "clip_text"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind == "wiki":

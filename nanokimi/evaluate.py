@@ -93,7 +93,7 @@ def base_rows(engine, split, number):
     rows["nplus1_name_clip"], rows["nplus1_name_picture"] = accuracy["clip_name_unshown"], accuracy["picture_name_unshown"]
     rows["nplus1_name_ratio"] = ratio(accuracy["clip_name_unshown"], accuracy["picture_name_unshown"])
     rows["flag_name"], rows["capital"] = accuracy["flag_name"], accuracy["capital"]
-    rows["axb_capital_direct"] = ratio(accuracy["flag_capital"], accuracy["flag_name"] * accuracy["capital"])
+    rows |= clustered("axb_capital_direct", problems["flag_capital"], answers["flag_capital"], accuracy["flag_name"] * accuracy["capital"])
     blind_answers = {name: ask_document(engine, exam.blind(problems[name])) for name in ("caption", "count", "name")}
     rows["caption_f1_blind"] = mean_score("caption", blind_answers["caption"])
     for name in ("count", "name"):
@@ -115,6 +115,18 @@ def digit_accuracy(problems, answers):
     return float(np.mean(hits))
 
 
+def clustered(name, problems, answers, known, draws=1000):
+    """a x b: accuracy over what its two halves would give together, with a 95 % interval from resampling countries, not problems."""
+    by_country = {}
+    for problem, answer in zip(problems, answers):
+        by_country.setdefault(problem.meta["country"], []).append(correct(problem, answer))
+    groups, rng = [np.array(hits, float) for hits in by_country.values()], np.random.default_rng(0)
+    means = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]).mean() for _ in range(draws)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    value = np.concatenate(groups).mean()
+    return {f"{name}{end}": ratio(float(v), known) for end, v in (("", value), ("_low", low), ("_high", high))}
+
+
 def ratio(a, b):
     """a / b; 0 where b is 0 (nothing to carry over)."""
     return a / b if b else 0.0
@@ -131,8 +143,11 @@ def tool_rate(responses):
     return float(np.mean([bool(r.tools) and all(r.tools) for r in responses]))
 
 
-def chat_rows(engine, split, number):
-    """What the cold start switched on: text with thinking and tools, and pictures that SFT never showed."""
+def chat_rows(engine, split, number, known):
+    """What the cold start switched on: text with thinking and tools, and pictures that SFT never showed.
+
+    known: flag naming x capital recall of the base model, what a x b is measured against.
+    """
     rows, problems = {}, {name: exam.exam(name, split, number) for name in exam.ROWS}
     accuracy = lambda name, responses: mean_correct(problems[name], [content_of(r) for r in responses])
     text = {"arithmetic": accuracy("arithmetic", ask_chat(engine, problems["arithmetic"])),
@@ -150,7 +165,7 @@ def chat_rows(engine, split, number):
     rows["zv_tool_gap"] = rows["zv_tool_rate_needed"] - rows["zv_tool_rate_other"]
     rows["zv_tool_acc"] = accuracy("tool_picture", need)
     capital = ask_chat(engine, problems["flag_capital"])
-    rows["axb_thinking_acc"] = accuracy("flag_capital", capital)
+    rows |= clustered("axb_capital_thinking", problems["flag_capital"], [content_of(r) for r in capital], known)
     rows["caption_f1_after"] = float(np.mean([score(p, a) for p, a in zip(problems["caption"], ask_document(engine, problems["caption"]))]))
     return rows
 
@@ -163,9 +178,8 @@ def report_card(run, split, number, precision="fp32"):
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
     tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
     rows = base_rows(Engine(load(run / "pretrain"), tokenizer, precision=precision), split, number)
-    rows |= chat_rows(Engine(load(run / "sft"), tokenizer, precision=precision), split, number)
+    rows |= chat_rows(Engine(load(run / "sft"), tokenizer, precision=precision), split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
-    rows["axb_capital_thinking"] = ratio(rows["axb_thinking_acc"], rows["flag_name"] * rows["capital"])
     return rows
 
 
@@ -289,7 +303,7 @@ def print_card(rows, number, split):
     for column, justify in (("row", "left"), ("value", "right"), ("95 %", "right"), ("target", "right")):
         table.add_column(column, justify=justify)
     for name, value in rows.items():
-        rate = 0 <= value <= 1 and not name.endswith(("ratio", "direct", "thinking", "drop", "gap", "margin", "tokens"))
+        rate = 0 <= value <= 1 and not name.endswith(("ratio", "drop", "gap", "margin", "tokens")) and not name.startswith("axb")
         low, high = report.wilson_interval(round(value * number), number) if rate else (None, None)
         table.add_row(name, f"{value:.3f}", f"{low:.2f}-{high:.2f}" if rate else "", TARGETS.get(name, ""))
     plan.console.print(table)
@@ -303,9 +317,25 @@ def write_results(runs, cards, number, path):
              "values": [card[name] for card in cards], "problems": number, "target": TARGETS.get(name)} for name in names]
     minutes = [sum_minutes(run) for run in runs]
     content = {"experiment": path.stem, "command": settings[0]["command"], "commit": plan.commit(), "machine": settings[0]["machine"],
-               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION, "rows": rows}
+               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION, "rows": rows, "bands": bands(runs)}
     path.parent.mkdir(exist_ok=True)
     write_json(path, content)
+
+
+def bands(runs, minutes=(2, 5, 10, 15)):
+    """What a healthy run shows: [{"minute", "loss": [low, high], "val": {row: [low, high]}}] over runs, in pre-training."""
+    logs = [[json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    logs = [[row for row in log if row["stage"] == "pretrain"] for log in logs]
+    out = []
+    for minute in minutes:
+        seen = [[row for row in log if row["seconds"] <= 60 * minute] for log in logs]
+        if all(log[-1]["seconds"] >= 60 * minute for log in logs):
+            losses = [float(np.mean([row["loss"] for row in rows[-50:]])) for rows in seen]
+            vals = [next((row["val"] for row in reversed(rows) if "val" in row), {}) for rows in seen]
+            names = [name for name in vals[0] if all(name in val for val in vals)]
+            out.append({"minute": minute, "loss": [min(losses), max(losses)],
+                        "val": {name: [min(v[name] for v in vals), max(v[name] for v in vals)] for name in names}})
+    return out
 
 
 def sum_minutes(run):

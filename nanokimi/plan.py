@@ -124,7 +124,7 @@ def faster_precision():
     return "bf16-mixed" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "32-true"
 
 
-def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=10, timed=10):
+def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, timed=10):
     """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes."""
     trial = copy.deepcopy(model).to(fabric.device).train()
     optimizer = MuonClip(trial.named_parameters(), lr=1e-4)

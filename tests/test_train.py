@@ -104,3 +104,52 @@ def test_the_loss_falls(uninterrupted):
     assert losses[-1] < losses[0] - 0.5
     assert {"max_logit", "clip_rate", "grad_norm", "lr"} <= rows(uninterrupted)[-1].keys()
     assert "load" in rows(uninterrupted)[-1] and "val" in rows(uninterrupted)[-1]
+
+
+@pytest.fixture(scope="module")
+def main_job(tmp_path_factory):
+    """Everything that `python train.py` does, at micro size."""
+    run = tmp_path_factory.mktemp("runs") / "micro"
+    command = [sys.executable, "train.py", "--preset", "micro", "--steps", "12", "--threads", "1", "--run", str(run)]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert out.returncode == 0, out.stdout + out.stderr
+    return run, out.stdout
+
+
+def test_the_main_job_ends_with_a_report_card_and_pictures(main_job):
+    run, output = main_job
+    assert "report card" in output and "0.0% pictures, 0.0% clips" in output.split("sft:")[1].replace("\n", " ")
+    for name in ("answers.png", "loss.png", "accuracy.png", "load.png", "report.json", "sft/model.safetensors", "tokenizer/tokenizer.tiktoken"):
+        assert (run / name).stat().st_size > 500, name
+    card = json.loads((run / "report.json").read_text())
+    assert card["split"] == "val" and {"caption_f1", "video_acc", "zv_acc", "text_acc", "zv_tool_gap"} <= card["rows"].keys()
+    assert not (run / "test_reads.jsonl").exists(), "train.py must not read the test split"
+
+
+def test_doing_it_again_does_nothing_again(main_job):
+    run, _ = main_job
+    before = (run / "sft" / "model.safetensors").stat().st_mtime
+    command = [sys.executable, "train.py", "--preset", "micro", "--steps", "12", "--threads", "1", "--run", str(run)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600).returncode == 0
+    assert (run / "sft" / "model.safetensors").stat().st_mtime == before
+
+
+def test_evaluate_writes_results_that_name_their_origin(main_job, tmp_path):
+    run, _ = main_job
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "nanokimi.evaluate", "--split", "test", "--problems", "4", "--threads", "1", "--out", str(out), str(run), str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    assert {"command", "commit", "machine", "seeds", "minutes", "rows"} <= content.keys() and content["seeds"] == [0, 0]
+    assert all(row["sd"] == 0 and row["problems"] == 4 for row in content["rows"]), "the exam or greedy decoding is not deterministic"
+    assert len((run / "test_reads.jsonl").read_text().splitlines()) == 2
+
+
+def test_sample_answers_about_a_picture(main_job, tmp_path):
+    from PIL import Image
+    run, _ = main_job
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "red.png")
+    command = [sys.executable, "sample.py", "what is in the picture?", "--image", str(tmp_path / "red.png"), "--run", str(run), "--max-new", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

@@ -5,7 +5,7 @@ import pytest
 from nanokimi.world import content, draw, exam, problems as world, scenes, verify
 from nanokimi.world.types import Clip, Image
 
-EXAM_SHA256 = "6ca9cafb1cd394b3c7493c309df748f1370b80346b17b30fd4cf4af56542becb"
+EXAM_SHA256 = "0e23a99bd0dfa6f3817d5a749bb2f55c174cd6e861f3f76aa9e63fdc6b52da2d"
 
 
 def rng(seed=0):

@@ -1,4 +1,5 @@
 """Problems by ability. Every function takes (rng, split) and returns the problems about ONE context, pictures or their text twin.
+`level` is how far training has come on the path from easy (few things, plain backgrounds, one chunk) to the exam's difficulty at 1.0.
 
 A twin says in words what the picture shows, and asks the same questions: the model that learns both can carry one over to the other.
 """
@@ -89,25 +90,33 @@ def about_scene(scene, context, modality, rng):
             for ability, question, step, answer, verifier in scene_questions(scene, rng)]
 
 
-def scene_problems(rng, split, count=None, modality="image"):
+def scene_problems(rng, split, count=None, modality="image", level=1.0):
     """Questions about one random scene: a picture, or its text twin."""
-    kinds = sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES)
+    kinds = sample_kinds(rng, count or int(rng.integers(1, 2 + round(5 * level))), split, IN_SCENES)
     sides = (48, 96) if any(colour is None for colour, _ in kinds) else (32, 96)      # a pictogram needs 14 pixels
     scene = sample_scene(rng, split, kinds=kinds, sides=sides)
-    context = (scene.picture(rng),) if modality == "image" else (described(scene, rng),)
+    context = (scene.picture(rng, level),) if modality == "image" else (described(scene),)
     problems = about_scene(scene, context, modality, rng)
     if modality == "text":                                       # a description without boxes cannot answer `where`
         problems = [p for p in problems if p.ability != "grounding"]
     return problems
 
 
-def described(scene, rng):
+def described(scene):
+    """The scene in words: the context of its text twin."""
     return f"a picture shows from left to right: {scene.names}."
 
 
-def counting_problems(rng, split):
+def crowd(rng, level=1.0):
+    """(picture, names): 2 to 6 things on a canvas of 32 to 56 pixels. Training only: it teaches colours and kinds at a third of the cost."""
+    kinds = sample_kinds(rng, int(rng.integers(2, 7)), "train", IN_SCENES if rng.random() < 0.3 else ())
+    scene = sample_scene(rng, "train", kinds=kinds, sides=(48, 60) if any(colour is None for colour, _ in kinds) else (32, 56))
+    return scene.picture(rng, level), scene.names
+
+
+def counting_problems(rng, split, level=1.0):
     """One picture, one count; answers 1 to 6 are equally frequent, so that guessing earns 1/6."""
-    target, choices = int(rng.integers(1, 7)), pairs(split)
+    target, choices = int(rng.integers(1, 2 + round(5 * level))), pairs(split)
     colour, kind = choices[rng.integers(len(choices))]
     mode = ["all", "kind", "colour"][rng.integers(3)]
     matches = {"all": lambda pair: True, "kind": lambda pair: pair[1] == kind, "colour": lambda pair: pair[0] == colour}[mode]
@@ -117,7 +126,7 @@ def counting_problems(rng, split):
     scene = sample_scene(rng, split, kinds=[kinds[i] for i in rng.permutation(len(kinds))], sides=(32, 96) if len(kinds) < 4 else (40, 96))
     words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} objects"}[mode]
     counted = [t for t in scene.things if matches((t.colour, t.kind))]
-    return [Problem("counting", "image", (scene.picture(rng),), f"how many {words} are there?", str(target),
+    return [Problem("counting", "image", (scene.picture(rng, level),), f"how many {words} are there?", str(target),
                     f"{scene.caption} {words}: {enumerated(counted)}.", "count")]
 
 
@@ -138,14 +147,14 @@ def naming_problems(rng, split, name=None):
     return problems if split != "train" or rng.random() < 0.3 else problems[:1]          # names are the harder half
 
 
-def album(rng, pictures):
+def album(rng, pictures, level=1.0):
     """[(picture, name)]: pictograms that fill most of a small canvas, train sizes only; four patches of pixels instead of a dozen."""
     out = []
     for i in rng.integers(len(ALL), size=pictures):
         size = pictogram_size(rng, 16, 38, "train")
         width, height = (int(size * side) for side in rng.uniform(1.05, 1.7, size=2))
         scene = Scene(width, height, (Thing(ALL[i].name, None, *free_place(rng, size, width, height, ()), size),))
-        out.append((scene.picture(rng), ALL[i].name))
+        out.append((scene.picture(rng, level), ALL[i].name))
     return out
 
 
@@ -222,19 +231,21 @@ def clip_scene(rng, split, count, level):
 
 
 def direction_problems(rng, split, level=1.0):
-    """Which of eight ways does it move? Other things stand still."""
+    """Which of eight ways does it move? In the exam the other things stand still; in training they mostly move too, and each is asked about."""
     frames = clip_frames(rng, level)
     scene, background = clip_scene(rng, split, 1 + int(rng.integers(0, 3) * (rng.random() < level)), level)
-    mover = scene.things[rng.integers(len(scene.things))]
-    way = list(DIRECTIONS)[rng.integers(8)]
-    path = travel(rng, way, scene.width, scene.height, mover.size, frames)
-    rest = [t for t in scene.things if t is not mover]
-    clip = film(rng, background, frames, lambda f: [*rest, moved(mover, path[f])])
-    fact = f"the {mover.name} moves {way}."
-    if sum(t.name == mover.name for t in scene.things) > 1:
+    if len({t.name for t in scene.things}) < len(scene.things):
         return direction_problems(rng, split, level)
-    return [Problem("video", "video", (clip,), f"which way does the {mover.name} move?", way, fact),
-            Problem("video", "video", (clip,), "what moves?", mover.name, fact)]
+    movers = rng.permutation(len(scene.things))[:len(scene.things) if split == "train" and rng.random() < 0.7 else 1]
+    ways = {int(i): list(DIRECTIONS)[rng.integers(8)] for i in movers}
+    paths = {i: travel(rng, way, scene.width, scene.height, scene.things[i].size, frames) for i, way in ways.items()}
+    clip = film(rng, background, frames, lambda f: [moved(t, paths[i][f]) if i in paths else t for i, t in enumerate(scene.things)])
+    names = [t.name for t in scene.things]
+    problems = [Problem("video", "video", (clip,), f"which way does the {names[i]} move?", way, f"the {names[i]} moves {way}.")
+                for i, way in ways.items()]
+    if len(ways) == 1 and len(names) > 1:
+        problems.append(Problem("video", "video", (clip,), "what moves?", names[movers[0]], problems[0].reasoning))
+    return problems
 
 
 def appear_problems(rng, split, level=1.0):

@@ -52,9 +52,9 @@ class Scene:
     def caption(self):
         return f"from left to right: {self.names}."
 
-    def picture(self, rng, plain=False):
-        """Draw it on a background chosen by rng: uint8 (height, width, 3)."""
-        return Image(paint(self.things, draw.background(rng, self.height, self.width, plain=plain), rng))
+    def picture(self, rng, level=1.0):
+        """Draw it on a background chosen by rng (one plain colour with probability 1 - level): uint8 (height, width, 3)."""
+        return Image(paint(self.things, draw.background(rng, self.height, self.width, plain=rng.random() >= level), rng))
 
 
 def paint(things, canvas, rng=None):
@@ -85,7 +85,7 @@ def pictogram_size(rng, low, high, split):
 def canvas_size(rng, low, high, split):
     """Width and height in pixels, each on its own: non-square pictures are the rule. Training sees more of the small ones, which are
     cheaper; val and test are uniform."""
-    u = rng.random(2) ** (2.0 if split == "train" else 1.0)
+    u = rng.random(2) ** (3.0 if split == "train" else 1.0)
     width, height = (low + u * (high + 1 - low)).astype(int)
     return int(width), int(height)
 
