@@ -4,7 +4,7 @@
     python train.py --preset micro           one minute, to see that everything works
 
 Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same.
-Left out on purpose: several devices, memory-mapped data (the world is generated), an evaluation that costs more than a minute.
+Left out on purpose: memory-mapped data (the world is generated), several machines, an evaluation that costs more than a minute.
 """
 import argparse
 import sys
@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--devices", type=int, help="processes (default: 2 on a CPU with two cores or more, else 1)")
     parser.add_argument("--precision", choices=["auto", "bf16-mixed", "32-true"], default="auto", help="auto: whichever is faster here")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
-    parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline unless you are logged in)")
+    parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline; WANDB_MODE=online to send)")
     return parser.parse_args()
 
 
@@ -51,9 +51,9 @@ def main():
         for stage in ("pretrain", "sft"):
             if args.stage in ("all", stage) and not (run / stage / "model.safetensors").exists():
                 train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, args.save_every)
-        if args.stage == "all" and fabric.is_global_zero:
-            torch.set_num_threads(settings["threads"])
-            evaluate.finish_run(run, preset, log)
+    if args.stage == "all" and fabric.is_global_zero:
+        torch.set_num_threads(settings["threads"])
+        evaluate.finish_run(run, preset, log)
 
 
 def make_tokenizer(run, preset, fabric, log):
@@ -78,8 +78,8 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     optimizer = MuonClip(model.named_parameters(), lr=preset.lr if stage == "pretrain" else preset.sft_lr, weight_decay=preset.weight_decay)
     state = plan.or_exit(checkpoint.resume, run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
     steps = preset.sft_steps if stage == "sft" else settings["steps"] or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
-    documents = preset.documents if stage == "pretrain" else preset.sft_documents
-    batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, preset.length, steps, state["step"],
+    documents, length = (preset.documents, preset.length) if stage == "pretrain" else (preset.sft_documents, preset.sft_length)
+    batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, length, steps, state["step"],
                            fabric.global_rank, fabric.world_size)
     model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
     model.mark_forward_method("loss")
@@ -93,7 +93,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
 def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every):
     """The loop. One step: batch -> loss and gradients -> MuonClip -> QK-Clip -> router balance -> log."""
     core, steps = model.module, batches.steps
-    val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision, preset.length)[fabric.global_rank::fabric.world_size]
+    val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision)[fabric.global_rank::fabric.world_size]
     started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(1, steps // 8)
     model.train()
     for shards, counts in log.progress(stage, data.stream(batches), steps, state["step"]):
@@ -126,7 +126,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
             last_save = time.perf_counter()
         if stopping:
             log.say(f"stopped at {stage} step {step + 1} of {steps}, saved in {run}. The same command goes on from here.")
-            sys.exit(130)
+            sys.exit(130 if fabric.is_global_zero else 0)                # a launcher kills its siblings when one of them fails
     log.say(f"{stage}: {steps} steps, {state['seconds'] / 60:.1f} min, " + plan.shares(state["totals"]))
 
 

@@ -77,6 +77,7 @@ class Preset:
     pretrain_share: float = 0.85    # of the minutes
     sft_steps: int = 120
     sft_documents: int = 64
+    sft_length: int = 320           # a chat with a tool call is longer than a document
     sft_lr: float = 5e-4
     exam: int = 50                  # problems a row in train.py's own short evaluation
 
@@ -89,6 +90,6 @@ PRESETS = {
     "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
-                    minutes=1, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
-    "nano": Preset(nano_model(), minutes=20, documents=96, length=192),
+                    minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
+    "nano": Preset(nano_model(), minutes=20, documents=64, length=192),
 }

@@ -17,7 +17,7 @@ from .world import content, problems as world
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2}
-RAMP = 0.3                      # of the steps, from easy pictures and clips to the exam's difficulty (ours: everything needs a path to be learned)
+RAMP = 0.3                      # of the steps, from easy pictures and clips to the exam's difficulty (ours)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
@@ -43,7 +43,8 @@ def prepared(part, vision):
 
 def make_problems(kind, rng, level=1.0, split="train"):
     """The problems of one document; level: see world/problems.py."""
-    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems, "naming": world.naming_problems, "ocr": world.ocr_problems,
+    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems,
+              "naming": world.naming_problems, "ocr": world.ocr_problems,
               "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
               "arithmetic": world.arithmetic_problems, "tool": world.tool_problems, "program": world.program_problems}
     if kind in ("scene", "counting", "clip"):
@@ -143,7 +144,8 @@ def chat_messages(problem, rng):
     question = " ".join([*problem.context, problem.question])
     user = {"role": "user", "content": question}
     if problem.code:
-        call = {"role": "assistant", "thinking": problem.reasoning, "content": "", "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
+        call = {"role": "assistant", "thinking": problem.reasoning, "content": "",
+                "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
         result = {"role": "tool", "content": problem.answer}
         return [user, call, result, {"role": "assistant", "thinking": f"the result is {problem.answer}.", "content": problem.answer}], True
     style = rng.random()
@@ -261,7 +263,8 @@ def stream(batches):
 def corpus(size, seed=0):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([seed, 0])
-    twins = {"scene": "scene_text", "ocr": "ocr_text", "counting": "scene_text", "naming": "category", "album": "category", "caption": "scene_text", "clip": "clip_text"}
+    twins = {"scene": "scene_text", "caption": "scene_text", "counting": "scene_text", "naming": "category", "album": "category",
+             "ocr": "ocr_text", "clip": "clip_text"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind == "wiki":
@@ -277,7 +280,8 @@ def corpus(size, seed=0):
 def chat_text(problem, rng):
     """The words of a chat, special tokens left out: what its pieces look like to the tokenizer."""
     messages, _ = chat_messages(problem, rng)
-    pieces = ["assistant user image video " * 3 + "python|tool tool_declare image video ## Return of functions.python:0\n", declare_tools([PYTHON_TOOL])]
+    header = "assistant user image video " * 3 + "python|tool tool_declare ## Return of functions.python:0\n"
+    pieces = [header, declare_tools([PYTHON_TOOL])]
     pieces += [message.get("thinking", "") + "\n" + str(message["content"]) for message in messages]
     pieces += [json.dumps(call["arguments"]) for message in messages for call in message.get("tool_calls", ())]
     return "\n".join(pieces)

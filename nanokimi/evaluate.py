@@ -7,6 +7,7 @@ Base model rows are asked in the pre-training format (`question: ... answer:`), 
 """
 import argparse
 import json
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,8 @@ from .world.verify import correct, score
 
 LENGTHS = {"caption": 40, "box": 12, "ocr": 8, "count": 4, "exact": 10}       # tokens of an answer
 VIDEO = ("direction", "appear", "order")
+BASE = ("caption", "count", "name", *VIDEO, "ground", "ocr", "clip_name_unshown", "picture_name_unshown", "flag_name", "capital",
+        "flag_capital")
 TARGETS = {"caption_f1": ">=0.90", "count_exact": ">=0.85", "name_acc": ">=0.80", "video_acc": ">=0.80", "nplus1_name_ratio": ">=0.80",
            "text_acc": ">=0.85", "zv_format_after": ">=0.90", "zv_acc": ">=0.50", "zv_margin": ">=0.25", "zv_caption_drop": "<=0.05",
            "zv_tool_gap": ">=0.30"}
@@ -51,14 +54,18 @@ def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
     """Responses in chat, tools run in the sandbox if they are declared."""
     vision, prompts, sandboxes = engine.model.config.vision, [], []
     for p in problems:
-        content = [data.prepared(part, vision) for part in p.context]
-        content += [f" {p.question}" if content and isinstance(content[-1], str) else p.question]
+        content = question_content([data.prepared(part, vision) for part in p.context], p)
         prompts.append(engine.tokenizer.render_chat([{"role": "user", "content": content}], tools=[data.PYTHON_TOOL] if tools else None,
                                                     thinking=thinking, generate=True))
         sandboxes.append(Sandbox(tool_media(p)))
     if not tools:
         return [r for (r,) in engine.generate(prompts, max_new=max_new)]
     return engine.converse(prompts, sandboxes, max_new=max_new, max_turns=2)
+
+
+def question_content(parts, problem):
+    """The user's turn: media or text, then the question, with a space between two texts as in training."""
+    return [*parts, f" {problem.question}" if parts and isinstance(parts[-1], str) else problem.question]
 
 
 def tool_media(problem):
@@ -81,8 +88,7 @@ def base_rows(engine, split, number):
     """What the pre-trained model sees, hears of and knows, asked in the pre-training format."""
     rows = {}
     problems = {name: exam.exam(name, split, number) for name in exam.ROWS}
-    answers = {name: ask_document(engine, problems[name]) for name in
-               ("caption", "count", "name", *VIDEO, "ground", "ocr", "clip_name_unshown", "picture_name_unshown", "flag_name", "capital", "flag_capital")}
+    answers = {name: ask_document(engine, problems[name]) for name in BASE}
     accuracy = {name: mean_correct(problems[name], answers[name]) for name in answers}
     mean_score = lambda name, p=None: float(np.mean([score(q, a) for q, a in zip(problems[name], p or answers[name])]))
     rows["caption_f1"], rows["ground_iou"] = mean_score("caption"), mean_score("ground")
@@ -94,8 +100,12 @@ def base_rows(engine, split, number):
     rows["nplus1_name_ratio"] = ratio(accuracy["clip_name_unshown"], accuracy["picture_name_unshown"])
     rows["flag_name"], rows["capital"] = accuracy["flag_name"], accuracy["capital"]
     rows |= clustered("axb_capital_direct", problems["flag_capital"], answers["flag_capital"], accuracy["flag_name"] * accuracy["capital"])
-    blind_answers = {name: ask_document(engine, exam.blind(problems[name])) for name in ("caption", "count", "name")}
-    rows["caption_f1_blind"] = mean_score("caption", blind_answers["caption"])
+    unseen = [i for i, p in enumerate(problems["caption"]) if p.meta["unseen_pair"]]
+    if unseen:                                                           # pictures with a colour x kind pair that training never shows
+        rows["caption_f1_unseen_pair"] = float(np.mean([score(problems["caption"][i], answers["caption"][i]) for i in unseen]))
+    blind_answers = {name: ask_document(engine, exam.blind(problems[name])) for name in ("caption", "count", "name", "ground", "ocr")}
+    rows["caption_f1_blind"], rows["ground_iou_blind"] = (mean_score(name, blind_answers[name]) for name in ("caption", "ground"))
+    rows["ocr_digit_blind"] = digit_accuracy(problems["ocr"], blind_answers["ocr"])
     for name in ("count", "name"):
         rows[f"{name}_blind"] = mean_correct(problems[name], blind_answers[name])
     for name, control in (("blind", exam.blind), ("one_frame", exam.one_frame), ("shuffled", exam.shuffled)):
@@ -189,7 +199,7 @@ QUICK = {"pretrain": ("caption", "count", "name", *VIDEO, "ground", "ocr", "capi
          "sft": ("arithmetic", "scene_text", "tool_text", "caption", "count", "name", "chat_picture")}
 
 
-def quick_documents(stage, tokenizer, vision, length, number=40):
+def quick_documents(stage, tokenizer, vision, number=40):
     """[(row, Rendered)]: val problems with their true answers; text rows of the SFT stage as chats, everything else as documents."""
     rng, out = np.random.default_rng(0), []
     for row in QUICK[stage]:
@@ -198,12 +208,11 @@ def quick_documents(stage, tokenizer, vision, length, number=40):
             parts = [data.prepared(part, vision) for part in problem.context]
             if chat:
                 messages, _ = data.chat_messages(replace(problem, context=()), rng)
-                messages[0]["content"] = [*parts, problem.question]
+                messages[0]["content"] = question_content(parts, problem)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
                 doc = tokenizer.render_document(parts + data.question_parts(problem, think=row == "arithmetic"))
-            if len(doc.ids) <= length:
-                out.append((row, doc))
+            out.append((row, doc))
     return out
 
 
@@ -260,8 +269,9 @@ def token_types(batch, rows, media_pad, patch):
 
 def expert_loads(types, choices, experts):
     """(3, layers, E): how many text, image and video tokens each expert got."""
-    kinds = [types.flatten() == number for number in (1, 2, 3)]
-    return torch.stack([torch.stack([chosen[kind].flatten().bincount(minlength=experts) for chosen in choices]) for kind in kinds]).float().cpu()
+    def counts(number):
+        return torch.stack([chosen[types.flatten() == number].flatten().bincount(minlength=experts) for chosen in choices])
+    return torch.stack([counts(number) for number in (1, 2, 3)]).float().cpu()
 
 
 # ---- the end of a run ------------------------------------------------------------------------------------------------------------------
@@ -283,13 +293,14 @@ def sample_answers(run):
     """Eight val problems asked in chat after the cold start: what answers.png shows."""
     tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
     engine = Engine(load(run / "sft"), tokenizer)
-    picked = [*exam.exam("chat_picture", "val", 3), *exam.exam("name", "val", 1), *exam.exam("direction", "val", 1), *exam.exam("order", "val", 1), *exam.exam("arithmetic", "val", 1),
-              *exam.exam("caption", "val", 1)]
+    shown = {"chat_picture": 3, "name": 1, "direction": 1, "order": 1, "arithmetic": 1, "caption": 1}
+    picked = [problem for row, number in shown.items() for problem in exam.exam(row, "val", number)]
     items = []
     for problem, response in zip(picked, ask_chat(engine, picked)):
         frames = [frame for part in problem.context if not isinstance(part, str) for frame in frames_of(part)]
-        items.append({"frames": frames, "question": problem.question, "thinking": response.parsed["thinking"], "answer": content_of(response),
-                      "expected": problem.answer, "correct": correct(problem, content_of(response))})
+        answer = content_of(response)
+        items.append({"frames": frames, "question": problem.question, "thinking": response.parsed["thinking"], "answer": answer,
+                      "expected": problem.answer, "correct": correct(problem, answer)})
     return items
 
 
@@ -303,7 +314,8 @@ def print_card(rows, number, split):
     for column, justify in (("row", "left"), ("value", "right"), ("95 %", "right"), ("target", "right")):
         table.add_column(column, justify=justify)
     for name, value in rows.items():
-        rate = 0 <= value <= 1 and not name.endswith(("ratio", "drop", "gap", "margin", "tokens")) and not name.startswith("axb")
+        parts = name.split("_")
+        rate = not {"f1", "iou", "digit", "ratio", "drop", "gap", "margin", "tokens", "axb"} & set(parts) and name != "text_acc"
         low, high = report.wilson_interval(round(value * number), number) if rate else (None, None)
         table.add_row(name, f"{value:.3f}", f"{low:.2f}-{high:.2f}" if rate else "", TARGETS.get(name, ""))
     plan.console.print(table)
@@ -312,12 +324,15 @@ def print_card(rows, number, split):
 def write_results(runs, cards, number, path):
     """results/*.json from several runs: mean and standard deviation over seeds (DESIGN 7)."""
     settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
-    names = list(cards[0])
-    rows = [{"name": name, "mean": float(np.mean([card[name] for card in cards])), "sd": float(np.std([card[name] for card in cards], ddof=1)) if len(cards) > 1 else None,
-             "values": [card[name] for card in cards], "problems": number, "target": TARGETS.get(name)} for name in names]
+    values = {name: [card[name] for card in cards] for name in cards[0]}
+    rows = [{"name": name, "mean": float(np.mean(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen,
+             "problems": number, "target": TARGETS.get(name)} for name, seen in values.items()]
     minutes = [sum_minutes(run) for run in runs]
-    content = {"experiment": path.stem, "command": settings[0]["command"], "commit": plan.commit(), "machine": settings[0]["machine"],
-               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION, "rows": rows, "bands": bands(runs)}
+    content = {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
+               "evaluation": {"command": " ".join(["python -m nanokimi.evaluate", *sys.argv[1:]]), "commit": plan.commit()},
+               "steps": [s["steps"] for s in settings], "machine": settings[0]["machine"],
+               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION,
+               "rows": rows, "bands": bands(runs)}
     path.parent.mkdir(exist_ok=True)
     write_json(path, content)
 

@@ -1,5 +1,6 @@
 """NanoKimi = MoonViT-3D + projector + language model: forward, loss, save, load."""
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class NanoKimi(nn.Module):
         aux = []
         hidden = self(batch, aux=aux)
         where = (batch.targets != NO_LOSS).flatten().nonzero()[:, 0]        # the head runs here only: logits are what fills memory
-        padded = F.pad(where, (0, -len(where) % ALIGN))                     # few shapes for the head's matmul; the extra rows are cut off again
+        padded = F.pad(where, (0, -len(where) % ALIGN))                     # few shapes for the matmul; extra rows are cut off
         logits = self.language.head(hidden.flatten(0, 1).index_select(0, padded))[:len(where)]
         total = -token_logprobs(logits, batch.targets.flatten()[where]).sum()
         ce = total / max(1, batch.denominator)
@@ -113,11 +114,12 @@ def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]
 
 
 def save(model: NanoKimi, path: Path | str) -> None:
-    """Writes model.safetensors and config.json into the directory `path`."""
+    """Writes config.json and then model.safetensors into the directory `path`; the weights appear whole or not at all."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps({"media_pad": model.media_pad, **asdict(model.config)}, indent=1) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / "model.partial")
+    os.replace(path / "model.partial", path / "model.safetensors")
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> NanoKimi:

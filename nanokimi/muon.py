@@ -5,7 +5,7 @@
         optimizer.set_schedule(wsd(step, total, warmup=50, decay_share=0.3))
         loss.backward(); optimizer.step(); optimizer.zero_grad(); qk_clip(model, tau=100.0)
 
-Left out: sharding (ZeRO-1) and the all-reduce of max_logits over data-parallel ranks; one process only.
+Left out: sharding (ZeRO-1). Max logits over processes: plan.share_statistics.
 """
 import math
 from collections import defaultdict

@@ -56,7 +56,8 @@ def settle(run, args):
         run.mkdir(parents=True, exist_ok=True)
         precision = faster_precision() if args.precision == "auto" else args.precision
         write_json(path, {**asked, "precision": precision, "threads": args.threads, "machine": machine(), "commit": commit(),
-                          "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]), "started": time.time()})
+                          "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]),
+                          "started": time.time()})
     settings = json.loads(path.read_text())
     for name in ("preset", "seed", "minutes"):
         if settings[name] != asked[name]:
@@ -85,14 +86,15 @@ def make_fabric(settings):
         sys.exit(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, settings["threads"] // devices))
-    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning"), warnings.filterwarnings("ignore", message=".*deprecated.*")
+    warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if devices > 1 else "auto"
     return Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=settings["precision"])
 
 
 def agree(fabric, counts, stop):
     """(counts summed over processes, whether any of them was asked to stop)."""
-    numbers = fabric.all_reduce(torch.tensor([*map(float, counts.values()), float(stop.asked)], dtype=torch.float64), reduce_op="sum").tolist()
+    numbers = torch.tensor([*counts.values(), stop.asked], dtype=torch.float64)
+    numbers = fabric.all_reduce(numbers, reduce_op="sum").tolist()
     return {name: int(value) for name, value in zip(counts, numbers)}, numbers[-1] > 0
 
 
@@ -100,7 +102,8 @@ def share_statistics(fabric, model):
     """Max logits (K2 Alg. 1 wants the maximum over the whole batch) and expert loads (their sum), over processes."""
     if fabric.world_size == 1:
         return
-    attentions, moes = [layer.attn for layer in model.language.layers], [layer.moe for layer in model.language.layers if layer.moe is not None]
+    layers = model.language.layers
+    attentions, moes = [layer.attn for layer in layers], [layer.moe for layer in layers if layer.moe is not None]
     logits = fabric.all_gather(torch.stack([a.max_logits for a in attentions])).amax(0)          # (layers, H)
     loads = fabric.all_reduce(torch.stack([moe.load for moe in moes]), reduce_op="sum")          # (MoE layers, E)
     for attention, row in zip(attentions, logits):
@@ -187,7 +190,8 @@ class Log:
         self.path, self.val, self.bar, self.wandb, self.silent = run / "metrics.jsonl", {}, None, None, not fabric.is_global_zero
         if wandb and not self.silent:
             import wandb as library
-            self.wandb = library.init(project="nanokimi", name=run.name, dir=run, resume="allow")
+            mode = os.environ.get("WANDB_MODE", "offline")               # WANDB_MODE=online sends it out
+            self.wandb = library.init(project="nanokimi", name=run.name, dir=run, mode=mode)
 
     def __enter__(self):
         return self
@@ -206,7 +210,9 @@ class Log:
         if self.path.exists():
             rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(partial, self.path)
 
     def progress(self, stage, batches, steps, done):
         """Iterate over batches behind a progress bar (in the first process)."""
@@ -214,7 +220,8 @@ class Log:
             yield from batches
             return
         self.forget(stage, done)
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[note]}")]
         with Progress(*columns, console=console, refresh_per_second=2) as self.bar:
             self.task = self.bar.add_task(stage, total=steps, completed=done, note="")
             yield from batches
@@ -228,8 +235,10 @@ class Log:
             file.write(json.dumps(row) + "\n")
         self.val = row.get("val", self.val)
         best = " ".join(f"{name} {value:.0%}" for name, value in list(self.val.items())[:5])
-        self.bar.update(self.task, completed=row["step"], note=f"{best} loss {row['loss']:.2f} {row['tokens'] / row['seconds'] / 1000:.1f}k tok/s")
+        speed = row["tokens"] / row["seconds"] / 1000
+        self.bar.update(self.task, completed=row["step"], note=f"{best} loss {row['loss']:.2f} {speed:.1f}k tok/s")
         if "val" in row:
-            self.say(f"{row['stage']} {row['step']:5d}  loss {row['loss']:.3f}  val " + "  ".join(f"{n} {v:.0%}" for n, v in row["val"].items()))
+            val = "  ".join(f"{name} {value:.0%}" for name, value in row["val"].items())
+            self.say(f"{row['stage']} {row['step']:5d}  loss {row['loss']:.3f}  val {val}")
         if self.wandb:
             self.wandb.log({k: v for k, v in row.items() if k != "load"})

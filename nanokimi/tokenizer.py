@@ -6,6 +6,7 @@ the K2.5 format never uses.
 """
 import base64
 import json
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +95,9 @@ class Tokenizer:
         """Write `tokenizer.tiktoken`: one line a token, base64 and rank. Special tokens are derived, not stored."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
-        (Path(directory) / FILE).write_text("".join(lines))
+        partial = Path(directory) / f"{FILE}.partial"
+        partial.write_text("".join(lines))
+        os.replace(partial, Path(directory) / FILE)                      # whole or not at all
 
     @classmethod
     def load(cls, directory: str | Path, patch: int = 8) -> "Tokenizer":

@@ -20,6 +20,7 @@ from nanokimi.config import VisionConfig
 from nanokimi.kernels import attend
 from nanokimi.language import rotate
 
+ALIGN = 256                     # patches; a CPU compiles a kernel for every new matmul shape
 SAMPLE_FPS = 2.0                # K2.5: at most two frames a second
 
 
@@ -125,8 +126,12 @@ def pack(grid_thw: list[tuple[int, int, int]]) -> Packing:
     places = [np.tile(table[h, w] + _blocks(1, h, w), t) for t, h, w in (grid_thw[c] for c in ranked)]
     rows = [packed[c] + np.arange(n) for c, n in enumerate(tokens)]
     groups = Counter((grid_thw[c][0], math.prod(grid_thw[c])) for c in ranked)              # keeps the order of insertion
+    groups = [(n, t, length) for (t, length), n in groups.items()]
+    spare = -sum(n * length for n, _, length in groups) % ALIGN
+    if spare:                                                               # a clip of nothing, so that few lengths P occur; gives no media row
+        order, places, groups = [*order, np.zeros(spare, int)], [*places, np.zeros(spare, int)], [*groups, (1, 1, spare)]
     order, places, rows = (torch.from_numpy(np.concatenate(x)) for x in (order, places, rows))
-    return Packing(order, grids, places, rows, [(n, t, length) for (t, length), n in groups.items()])
+    return Packing(order, grids, places, rows, groups)
 
 
 def _starts(lengths: list[int]) -> list[int]:
@@ -199,13 +204,16 @@ class Attention(nn.Module):
         P, D = x.shape
         qk, v = self.wqkv(x).split([2 * D, D], dim=-1)
         qk = rotate(qk.view(P, 2, self.heads, self.head_dim), rotation)
+        if self.kernel == "manual":                                         # fp32 here: its matmuls need no kernel compiled per group size
+            qk, v = qk.float(), v.float()
         sizes = [n * length for n, _, length in groups]
         out = []
         for a, b, (n, _, length) in zip(qk.split(sizes), v.split(sizes), groups):
             q, k = a.view(n, length, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)     # (n, H, L, hd)
-            y = attend(q, k, b.view(n, length, self.heads, self.head_dim).transpose(1, 2), None, self.kernel)
+            with torch.autocast(x.device.type, enabled=False):
+                y = attend(q, k, b.view(n, length, self.heads, self.head_dim).transpose(1, 2), None, self.kernel)
             out.append(y.transpose(1, 2).reshape(n * length, D))
-        return self.wo(torch.cat(out))
+        return self.wo(torch.cat(out).to(x.dtype))
 
 
 class Block(nn.Module):

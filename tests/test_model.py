@@ -166,7 +166,7 @@ def test_clips_do_not_see_each_other_but_their_frames_do(model):
     hook = model.vision.norm.register_forward_hook(lambda module, args, out: hidden.append(out))
     model.vision(patches, grids), model.vision(*patchify([changed], PATCH))
     hook.remove()
-    moved = (hidden[0] - hidden[1]).abs().amax(-1).view(3, 16)            # (frame, patch)
+    moved = (hidden[0] - hidden[1])[:48].abs().amax(-1).view(3, 16)            # (frame, patch)
     assert (moved > 1e-4).all(), "a frame does not see the others"
 
 

@@ -5,7 +5,7 @@ import pytest
 from nanokimi.world import content, draw, exam, problems as world, scenes, verify
 from nanokimi.world.types import Clip, Image
 
-EXAM_SHA256 = "0e23a99bd0dfa6f3817d5a749bb2f55c174cd6e861f3f76aa9e63fdc6b52da2d"
+EXAM_SHA256 = "63b6d25ea287d23f8e7c70f9ba1f8086c8611bbd29462ea6567a144cdd1f7d5a"
 
 
 def rng(seed=0):

@@ -4,12 +4,13 @@ Changing anything here, or in the generators behind it, changes `fingerprint` (a
 Problems depend on (VERSION, row, split, number) only, never on a training seed.
 """
 import hashlib
+import inspect
 import zlib
 from dataclasses import replace
 
 import numpy as np
 
-from . import content, problems as world
+from . import content, problems as world, verify
 from .types import Clip, Image
 
 VERSION = 1
@@ -53,7 +54,7 @@ ROWS = {
     "count": lambda rng, split: world.counting_problems(rng, split)[0],
     "name": lambda rng, split: world.naming_problems(rng, split)[0],
     "direction": lambda rng, split: world.direction_problems(rng, split)[0],
-    "appear": lambda rng, split: world.appear_problems(rng, split)[1],
+    "appear": lambda rng, split: world.appear_problems(rng, split)[0],
     "order": lambda rng, split: world.order_problems(rng, split)[rng.integers(2)],
     "ground": _from_scene(("where is",)),
     "ocr": lambda rng, split: world.ocr_problems(rng, split)[0],
@@ -77,16 +78,24 @@ def exam(row, split, number):
 
 
 def fingerprint(split="test", number=20):
-    """SHA-256 of the exam: prompts, answers, and the shapes and coarse pixels of the media (fine pixels may differ between rasterisers)."""
-    digest = hashlib.sha256(f"version {VERSION}".encode())
+    """SHA-256 of the exam: prompts, answers, verifiers' code, and the media as 8 x 8 thumbnails (fine pixels may differ between rasterisers)."""
+    digest = hashlib.sha256(f"version {VERSION} {inspect.getsource(verify)}".encode())
     for row in ROWS:
         for problem in exam(row, split, number):
             for part in problem.context:
                 pixels = part.pixels[None] if isinstance(part, Image) else part.frames if isinstance(part, Clip) else None
-                seen = part if pixels is None else f"{pixels.shape} {np.round(pixels.mean((1, 2)) / 16).astype(int).tolist()}"
+                seen = part if pixels is None else f"{pixels.shape} {thumbnails(pixels)}"
                 digest.update(seen.encode())
             digest.update(f"{problem.question}|{problem.answer}|{problem.verifier}".encode())
     return digest.hexdigest()
+
+
+def thumbnails(pixels):
+    """uint8 (t, H, W, 3) -> 8 x 8 cells a frame in 8 grey levels, as text."""
+    rows, columns = (np.linspace(0, side, 9).astype(int) for side in pixels.shape[1:3])
+    grey = pixels.mean(-1)
+    cells = np.add.reduceat(np.add.reduceat(grey, rows[:-1], 1), columns[:-1], 2) / np.outer(np.diff(rows), np.diff(columns))
+    return (cells / 32).round().astype(int).tolist()
 
 
 # ---- controls: what the model can do without really looking ----------------------------------------------------------------------------
@@ -94,7 +103,8 @@ def fingerprint(split="test", number=20):
 def blind(problems):
     """Every problem with the media of another one."""
     half = len(problems) // 2
-    return [replace(p, context=problems[(i + half) % len(problems)].context) for i, p in enumerate(problems)]
+    other = lambda i: problems[(i + half) % len(problems)]
+    return [replace(p, context=other(i).context, meta=p.meta | {k: v for k, v in other(i).meta.items() if k == "img"}) for i, p in enumerate(problems)]
 
 
 def one_frame(problems):

@@ -91,20 +91,24 @@ def about_scene(scene, context, modality, rng):
 
 
 def scene_problems(rng, split, count=None, modality="image", level=1.0):
-    """Questions about one random scene: a picture, or its text twin."""
+    """Questions about one random scene: a picture, or its text twin (split by a hash of the description, as it has no pixels to differ in)."""
+    if modality == "text":
+        return described_problems(rng, split, count)
     kinds = sample_kinds(rng, count or int(rng.integers(1, 2 + round(5 * level))), split, IN_SCENES)
     sides = (48, 96) if any(colour is None for colour, _ in kinds) else (32, 96)      # a pictogram needs 14 pixels
     scene = sample_scene(rng, split, kinds=kinds, sides=sides)
-    context = (scene.picture(rng, level),) if modality == "image" else (described(scene),)
-    problems = about_scene(scene, context, modality, rng)
-    if modality == "text":                                       # a description without boxes cannot answer `where`
-        problems = [p for p in problems if p.ability != "grounding"]
-    return problems
+    return about_scene(scene, (scene.picture(rng, level),), "image", rng)
 
 
-def described(scene):
-    """The scene in words: the context of its text twin."""
-    return f"a picture shows from left to right: {scene.names}."
+def described_problems(rng, split, count=None):
+    """A scene in words. Without boxes it cannot answer `where`."""
+    while True:
+        things = [Thing(kind, colour, 8.0 * i, 8, 8) for i, (colour, kind) in
+                  enumerate(sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES), 1)]
+        scene = Scene(64, 16, tuple(things))
+        context = f"a picture shows from left to right: {scene.names}."
+        if split_of(context) == split:
+            return [p for p in about_scene(scene, (context,), "text", rng) if p.ability != "grounding"]
 
 
 def crowd(rng, level=1.0):
@@ -251,7 +255,9 @@ def direction_problems(rng, split, level=1.0):
 def appear_problems(rng, split, level=1.0):
     """Something appears, vanishes, or blinks for one frame."""
     frames = clip_frames(rng, level)
-    scene, background = clip_scene(rng, split, 1 + int(rng.integers(0, 3)), level)
+    scene, background = clip_scene(rng, split, 2 + int(rng.integers(0, 2)), level)
+    if len({t.name for t in scene.things}) < len(scene.things):
+        return appear_problems(rng, split, level)
     who, when = scene.things[rng.integers(len(scene.things))], int(rng.integers(1, frames))
     event = ["appears", "vanishes", "blinks"][rng.integers(3)]
     if event == "blinks":
