@@ -70,6 +70,9 @@ def make_tokenizer(run, preset, fabric, log):
 def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save_every):
     """Build model, optimizer and data of a stage, continue from its checkpoint if there is one, fit, save the weights."""
     torch.set_flush_denormal(True)
+    if stage == "sft" and not (run / "pretrain" / "model.safetensors").exists():
+        log.say(f"the cold start begins from a pre-trained model, and {run} has none yet: run --stage pretrain (or everything) first")
+        sys.exit(2)
     torch.manual_seed(settings["seed"])
     model = NanoKimi(preset.model, tokenizer.media_pad) if stage == "pretrain" else load(run / "pretrain")
     choose_kernel(model, fabric.device)
@@ -104,7 +107,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
         grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
         if not torch.isfinite(grad_norm):
             sys.exit(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
-                     "try --precision 32-true or a smaller learning rate.")
+                     "try --precision 32-true with another --run.")
         optimizer.step()
         plan.share_statistics(fabric, core)                              # max logits and expert loads, over processes
         clip = qk_clip(core, preset.qk_clip)                             # K2 Alg. 1, after the update

@@ -4,6 +4,7 @@ Batch number `step` is a pure function of (seed, stage, step): resuming a run ne
 captions and prose; never on media tokens, questions or tool results.
 """
 import json
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -257,7 +258,13 @@ def counts(drawn, tokenizer):
 
 def stream(batches):
     """Iterate over batches with one worker process ahead of the trainer."""
-    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, persistent_workers=False)
+    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=leave_signals_to_the_trainer)
+
+
+def leave_signals_to_the_trainer(worker):
+    """Ctrl-C reaches every process of a terminal; the trainer decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def corpus(size, seed=0):

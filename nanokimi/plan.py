@@ -41,15 +41,15 @@ def machine():
 
 
 def commit():
-    """The repository's commit, or None outside of one."""
-    out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """The repository's commit (with -dirty where files were changed since), or None outside of one."""
+    out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return out.stdout.strip() or None
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------------------
 
 def settle(run, args):
-    """The run's settings: written on the first start, read ever after. Raises SystemExit if the command line contradicts them."""
+    """The run's settings: written on the first start, read ever after. Exits with a sentence if the command line contradicts them."""
     path = run / "run.json"
     asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps}
     if not path.exists():
@@ -59,9 +59,14 @@ def settle(run, args):
                           "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]),
                           "started": time.time()})
     settings = json.loads(path.read_text())
-    for name in ("preset", "seed", "minutes"):
-        if settings[name] != asked[name]:
-            sys.exit(f"{run} was started with {name} {settings[name]}, not {asked[name]}: give another --run, or the old {name}.")
+    given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps, "devices": args.devices,
+             "precision": None if args.precision == "auto" else args.precision}
+    for name, value in given.items():
+        if value is not None and settings[name] != value:
+            console.print(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
+            sys.exit(2)
+    if settings["commit"] != commit():
+        console.print(f"note: {run} was started at commit {settings['commit']}, this is {commit()}: the rest may not be bit-identical")
     return settings
 
 

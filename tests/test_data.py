@@ -6,6 +6,7 @@ import torch
 from nanokimi import data
 from nanokimi.config import VisionConfig
 from nanokimi.tokenizer import Rendered, Tokenizer
+from nanokimi.world import content, problems as world, scenes
 
 VISION, LENGTH = VisionConfig(), 256
 
@@ -91,11 +92,23 @@ def test_pretraining_with_pictures_holds_no_chat_token(tokenizer):
 
 
 def test_training_never_uses_another_split(tokenizer, monkeypatch):
+    """Every door through which held-out content could come is watched: pairs, pictogram sizes, handwriting, prose, text problems."""
     seen = set()
-    original = data.make_problems
-    monkeypatch.setattr(data, "make_problems", lambda kind, rng, level=1.0, split="train": seen.add(split) or original(kind, rng, level, split))
-    batches(tokenizer)[0], batches(tokenizer, stage="sft")[0], list(data.corpus(30))
-    assert seen == {"train"}
+
+    def watch(module, name, position):
+        original = getattr(module, name)
+
+        def spy(*args, **kwargs):
+            seen.add((name, kwargs.get("split", args[position] if len(args) > position else "train")))
+            return original(*args, **kwargs)
+        monkeypatch.setattr(module, name, spy)
+    watch(scenes, "pairs", 0), watch(world, "pairs", 0), watch(world, "pictogram_size", 3), watch(scenes, "pictogram_size", 3)
+    watch(content, "digits_split", 0), watch(content, "wiki", 0), watch(world, "in_split", 2)
+    for step in range(12):
+        batches(tokenizer, documents=24)[step], batches(tokenizer, stage="sft")[step]
+    list(data.corpus(100))
+    assert {split for _, split in seen} == {"train"}
+    assert {name for name, _ in seen} == {"pairs", "pictogram_size", "digits_split", "wiki", "in_split"}
 
 
 def test_thinking_is_short_and_long_and_corrects_itself():

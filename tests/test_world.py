@@ -34,9 +34,10 @@ def test_held_out_pairs_never_reach_a_training_scene():
 def test_no_text_problem_of_the_exam_is_a_training_problem():
     """Arithmetic and tool problems are split by a hash of the whole problem; draw many training ones and look for the exam's."""
     key = lambda p: "".join(map(str, p.context)) + p.question
-    for row, make in (("arithmetic", world.arithmetic_problems), ("tool_text", world.tool_problems)):
+    text_scenes = lambda generator, split: world.scene_problems(generator, split, modality="text")
+    for row, make in (("arithmetic", world.arithmetic_problems), ("tool_text", world.tool_problems), ("scene_text", text_scenes)):
         asked = {key(p) for split in ("test", "val") for p in exam.exam(row, split, 200)}
-        trained = {key(make(rng(seed), "train")[0]) for seed in range(2000)}
+        trained = {key(p) for seed in range(2000) for p in make(rng(seed), "train")}
         assert not asked & trained
 
 

@@ -78,7 +78,7 @@ def exam(row, split, number):
 
 
 def fingerprint(split="test", number=20):
-    """SHA-256 of the exam: prompts, answers, verifiers' code, and the media as 8 x 8 thumbnails (fine pixels may differ between rasterisers)."""
+    """SHA-256 of the exam: prompts, answers, the verifiers' code, and the media as 8 x 8 thumbnails (rasterisers may differ in detail)."""
     digest = hashlib.sha256(f"version {VERSION} {inspect.getsource(verify)}".encode())
     for row in ROWS:
         for problem in exam(row, split, number):
@@ -104,7 +104,8 @@ def blind(problems):
     """Every problem with the media of another one."""
     half = len(problems) // 2
     other = lambda i: problems[(i + half) % len(problems)]
-    return [replace(p, context=other(i).context, meta=p.meta | {k: v for k, v in other(i).meta.items() if k == "img"}) for i, p in enumerate(problems)]
+    pixels = lambda p: {"img": p.meta["img"]} if "img" in p.meta else {}
+    return [replace(p, context=other(i).context, meta=p.meta | pixels(other(i))) for i, p in enumerate(problems)]
 
 
 def one_frame(problems):
@@ -115,7 +116,8 @@ def one_frame(problems):
 def shuffled(problems):
     """Clips with their frames in random order."""
     rng = np.random.default_rng(VERSION)
-    return [replace(p, context=tuple(Clip(part.frames[rng.permutation(len(part.frames))], part.fps) for part in p.context)) for p in problems]
+    mixed = lambda clip: Clip(clip.frames[rng.permutation(len(clip.frames))], clip.fps)
+    return [replace(p, context=tuple(map(mixed, p.context))) for p in problems]
 
 
 assert len(content.CAPITALS) > 40

@@ -85,13 +85,14 @@ def scene_questions(scene, rng):
 
 def about_scene(scene, context, modality, rng):
     """All questions about a scene, as problems on a picture or on its description."""
-    return [Problem(ability, modality, context, question, answer, scene.caption + step, verifier,
-                    meta={"objects": len(scene.things), "unseen_pair": any((t.colour, t.kind) not in pairs("train") for t in scene.things if t.colour)})
+    shown = {(thing.colour, thing.kind) for thing in scene.things if thing.colour}
+    meta = {"objects": len(scene.things), "unseen_pair": bool(shown - set(pairs("train")))}
+    return [Problem(ability, modality, context, question, answer, scene.caption + step, verifier, meta=meta)
             for ability, question, step, answer, verifier in scene_questions(scene, rng)]
 
 
 def scene_problems(rng, split, count=None, modality="image", level=1.0):
-    """Questions about one random scene: a picture, or its text twin (split by a hash of the description, as it has no pixels to differ in)."""
+    """Questions about one random scene: a picture, or its text twin, which is split by a hash of its words as it has no pixels."""
     if modality == "text":
         return described_problems(rng, split, count)
     kinds = sample_kinds(rng, count or int(rng.integers(1, 2 + round(5 * level))), split, IN_SCENES)
@@ -112,7 +113,7 @@ def described_problems(rng, split, count=None):
 
 
 def crowd(rng, level=1.0):
-    """(picture, names): 2 to 6 things on a canvas of 32 to 56 pixels. Training only: it teaches colours and kinds at a third of the cost."""
+    """(picture, names): 2 to 6 things on a canvas of 32 to 56 pixels. Training only: cheap colours and kinds."""
     kinds = sample_kinds(rng, int(rng.integers(2, 7)), "train", IN_SCENES if rng.random() < 0.3 else ())
     scene = sample_scene(rng, "train", kinds=kinds, sides=(48, 60) if any(colour is None for colour, _ in kinds) else (32, 56))
     return scene.picture(rng, level), scene.names
@@ -235,7 +236,7 @@ def clip_scene(rng, split, count, level):
 
 
 def direction_problems(rng, split, level=1.0):
-    """Which of eight ways does it move? In the exam the other things stand still; in training they mostly move too, and each is asked about."""
+    """Which of eight ways does it move? In the exam the others stand still; in training they mostly move too, and each is asked about."""
     frames = clip_frames(rng, level)
     scene, background = clip_scene(rng, split, 1 + int(rng.integers(0, 3) * (rng.random() < level)), level)
     if len({t.name for t in scene.things}) < len(scene.things):
@@ -280,7 +281,8 @@ def order_problems(rng, split, level=1.0):
     start = {first: when[0], second: when[1]}
     clip = film(rng, background, frames, lambda f: [t for t in scene.things if f >= start.get(t, 0)])
     fact = f"first the {first.name} appears, then the {second.name} appears."
-    return [Problem("video", "video", (clip,), f"what appears {word}?", thing.name, fact) for word, thing in (("first", first), ("second", second))]
+    return [Problem("video", "video", (clip,), f"what appears {word}?", thing.name, fact)
+            for word, thing in (("first", first), ("second", second))]
 
 
 def clip_naming_problems(rng, split, level=1.0, shown=True):
@@ -361,8 +363,10 @@ def arithmetic_problems(rng, split):
 def _list_tool(rng):
     numbers = [int(n) for n in rng.integers(1, 1000, size=int(rng.integers(3, 7)))]
     listed = ", ".join(map(str, numbers))
-    question, expression = [("what is the sum of the numbers?", f"sum([{listed}])"), ("what is the largest number?", f"max([{listed}])"),
-                            ("what is the smallest number?", f"min([{listed}])"), ("what are the numbers in order?", f"sorted([{listed}])")][rng.integers(4)]
+    question, expression = [("what is the sum of the numbers?", f"sum([{listed}])"),
+                            ("what is the largest number?", f"max([{listed}])"),
+                            ("what is the smallest number?", f"min([{listed}])"),
+                            ("what are the numbers in order?", f"sorted([{listed}])")][rng.integers(4)]
     answer = {"sum": sum, "max": max, "min": min, "sorted": sorted}[expression.split("(")[0]](numbers)
     return Problem("code", "text", (f"the numbers are {listed}.",), question, str(answer), "i use python.", code=f"print({expression})")
 
@@ -400,11 +404,12 @@ def tool_problems(rng, split):
 
 
 def picture_tool_problems(rng, split):
-    """The same on a real picture of 192 to 256 pixels, which the encoder only sees downscaled: eyes are not enough. Never trained in SFT."""
+    """The same on a picture of 192 to 256 pixels, which the encoder only sees downscaled: eyes are not enough. Exam only."""
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
     image = scene.picture(rng)
     question, code = pixel_question(rng, scene.width, scene.height)
-    return [Problem("code", "image", (image,), question, pixel_answer(code, image.pixels), "i use python.", code=code, meta={"img": image.pixels})]
+    answer = pixel_answer(code, image.pixels)
+    return [Problem("code", "image", (image,), question, answer, "i use python.", code=code, meta={"img": image.pixels})]
 
 
 def program_of(scene):
