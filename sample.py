@@ -136,7 +136,8 @@ class Chat:
 
     def ask(self, text: str) -> str:
         """Put a question; prints and returns the answer. If that fails or is interrupted, the question has never been put."""
-        before, self.messages = self.messages, [*self.messages, {"role": "user", "content": [*self.waiting, text]}]
+        content = [*self.waiting, f" {text}" if self.waiting else text]        # a space after media, as in training
+        before, self.messages = self.messages, [*self.messages, {"role": "user", "content": content}]
         try:
             answer = self.answer()
         except BaseException:

@@ -75,10 +75,10 @@ class Preset:
     balance_rate: float = 1e-3      # of the selection bias, DS3; 0 while the rate decays
     clip_grad: float = 1.0
     pretrain_share: float = 0.85    # of the minutes
-    sft_steps: int = 120
+    sft_steps: int = 200
     sft_documents: int = 64
     sft_length: int = 320           # a chat with a tool call is longer than a document
-    sft_lr: float = 5e-4
+    sft_lr: float = 1e-3
     exam: int = 50                  # problems a row in train.py's own short evaluation
 
 

@@ -141,19 +141,23 @@ def long_thinking(problem, rng):
 
 
 def chat_messages(problem, rng):
-    """(messages, thinking?) for one problem: instant, short or long thinking; a tool call where the problem needs one."""
+    """(messages, thinking?) for one problem: instant, short or long thinking; a tool call where the problem needs one.
+
+    Thoughts and answers begin with a space, so that their first word is the token that pre-training knows (" red", not "red").
+    """
     question = " ".join([*problem.context, problem.question])
     user = {"role": "user", "content": question}
     if problem.code:
-        call = {"role": "assistant", "thinking": problem.reasoning, "content": "",
+        call = {"role": "assistant", "thinking": f" {problem.reasoning}", "content": "",
                 "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
         result = {"role": "tool", "content": problem.answer}
-        return [user, call, result, {"role": "assistant", "thinking": f"the result is {problem.answer}.", "content": problem.answer}], True
+        final = {"role": "assistant", "thinking": f" the result is {problem.answer}.", "content": f" {problem.answer}"}
+        return [user, call, result, final], True
     style = rng.random()
     if style < 0.2 or not problem.reasoning:
-        return [user, {"role": "assistant", "content": problem.answer}], False
+        return [user, {"role": "assistant", "content": f" {problem.answer}"}], False
     thought = long_thinking(problem, rng) if style > 0.85 else problem.reasoning
-    return [user, {"role": "assistant", "thinking": thought, "content": problem.answer}], True
+    return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
 
 
 def sft_document(rng, tokenizer, length):

@@ -64,8 +64,8 @@ def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
 
 
 def question_content(parts, problem):
-    """The user's turn: media or text, then the question, with a space between two texts as in training."""
-    return [*parts, f" {problem.question}" if parts and isinstance(parts[-1], str) else problem.question]
+    """The user's turn: media or text, a space as in training, the question."""
+    return [*parts, f" {problem.question}" if parts else problem.question]
 
 
 def tool_media(problem):

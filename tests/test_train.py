@@ -133,7 +133,7 @@ def main_job(tmp_path_factory):
 
 def test_the_main_job_ends_with_a_report_card_and_pictures(main_job):
     run, output = main_job
-    assert "report card" in output and "0.0% pictures, 0.0% clips" in output.split("sft:")[1].replace("\n", " ")
+    assert "report card" in output and "0.0% pictures, 0.0% clips" in " ".join(output.split("sft:")[1].split())
     for name in ("answers.png", "loss.png", "accuracy.png", "load.png", "report.json", "sft/model.safetensors", "tokenizer/tokenizer.tiktoken"):
         assert (run / name).stat().st_size > 500, name
     card = json.loads((run / "report.json").read_text())
