@@ -18,7 +18,7 @@ def results_table(path):
     if not path.exists():
         return f"*(no results/{path.name} yet)*"
     content = json.loads(path.read_text())
-    lines = ["| row | mean over seeds | sd | target | met |", "|---|---|---|---|---|"]
+    lines = [f"| row | mean over {len(content['seeds'])} seed(s) | sd | target | met |", "|---|---|---|---|---|"]
     for row in content["rows"]:
         sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
         lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
