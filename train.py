@@ -43,7 +43,7 @@ def main():
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
     fabric = plan.make_fabric(settings)
-    fabric.launch()                                                      # on a CPU: one process a core beats one process on all cores
+    fabric.launch()                                                      # on a CPU: two processes of one thread (plan.default_devices)
     with plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
