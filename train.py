@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
 
-from nanokimi import checkpoint, data, evaluate, plan, report
+from nanokimi import checkpoint, data, evaluate, plan
 from nanokimi.config import PRESETS
 from nanokimi.model import NanoKimi, choose_kernel, load, save
 from nanokimi.muon import MuonClip, qk_clip, wsd
@@ -22,6 +21,7 @@ from nanokimi.tokenizer import Tokenizer
 
 
 def arguments():
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train nanokimi: tokenizer, joint pre-training, zero-vision cold start.")
     parser.add_argument("--preset", choices=PRESETS, default="nano")
     parser.add_argument("--minutes", type=float, help="wall clock for everything; the schedules scale with it (default: the preset's)")
@@ -38,6 +38,7 @@ def arguments():
 
 
 def main():
+    """All stages, each skipped where it is done already."""
     args = arguments()
     run = args.run or Path("runs") / args.preset
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes

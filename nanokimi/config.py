@@ -56,6 +56,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Encoder and language model together."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
@@ -83,6 +84,7 @@ class Preset:
 
 
 def nano_model(vocab=1536):
+    """The default sizes with a vocabulary that keeps the logits small."""
     return ModelConfig(VisionConfig(), LanguageConfig(vocab=vocab))
 
 

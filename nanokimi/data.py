@@ -119,6 +119,7 @@ def pretrain_document(rng, tokenizer, vision, length, level):
 
 
 def normalised(shares):
+    """Shares as probabilities."""
     weights = np.array(list(shares.values()), float)
     return weights / weights.sum()
 

@@ -23,7 +23,7 @@ from .engine import Engine
 from .model import load
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
-from .world import exam, problems as world
+from .world import exam
 from .world.types import Image
 from .world.verify import correct, score
 
@@ -75,10 +75,12 @@ def tool_media(problem):
 
 
 def content_of(response):
+    """The answer in a response, without its thinking."""
     return response.parsed["content"].strip()
 
 
 def mean_correct(problems, answers):
+    """Accuracy of the answers."""
     return float(np.mean([correct(p, a) for p, a in zip(problems, answers)]))
 
 
@@ -305,6 +307,7 @@ def sample_answers(run):
 
 
 def frames_of(part):
+    """The frames of a clip, or a picture as the only one."""
     return [part.pixels] if isinstance(part, Image) else list(part.frames)
 
 
@@ -363,6 +366,7 @@ def sum_minutes(run):
 
 
 def main():
+    """The command line."""
     parser = argparse.ArgumentParser(description="Print the report card of one or more runs.")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")

@@ -167,6 +167,7 @@ def shares(totals):
 
 @dataclass
 class Stop:
+    """Whether somebody pressed Ctrl-C."""
     asked: bool = False
 
 

@@ -38,6 +38,7 @@ def test_two_processes_make_the_shards_of_one(tokenizer):
     second, c1 = batches(tokenizer, rank=1, world=2)[3]
     assert same(both[0], first[0]) and same(both[1], second[0])
     assert all(counts[name] == c0[name] + c1[name] for name in counts)
+    assert not same(both[0], both[1]), "two shards hold the same data: half of the compute would be wasted"
 
 
 def test_the_stream_equals_the_dataset(tokenizer):
@@ -47,7 +48,7 @@ def test_the_stream_equals_the_dataset(tokenizer):
 
 def test_packing_uses_every_document_and_never_predicts_across():
     rng = np.random.default_rng(0)
-    docs = [Rendered(list(range(10 + n, 10 + 2 * n)), [True] * n) for n in rng.integers(1, 60, size=40)]
+    docs = [Rendered(list(range(10 + n, 10 + 2 * n)), (rng.random(n) < 0.5).tolist()) for n in rng.integers(1, 60, size=40)]
     rows = data.pack(docs, 64)
     assert sorted(len(d.ids) for row in rows for d in row) == sorted(len(d.ids) for d in docs)
     assert all(sum(len(d.ids) for d in row) <= 64 for row in rows)
@@ -57,7 +58,8 @@ def test_packing_uses_every_document_and_never_predicts_across():
         for doc in row:
             n = len(doc.ids)
             assert batch.ids[r, start:start + n].tolist() == doc.ids and batch.positions[r, start:start + n].tolist() == list(range(n))
-            assert batch.targets[r, start:start + n].tolist() == doc.ids[1:] + [-100]
+            want = [token if learned else -100 for token, learned in zip(doc.ids, doc.mask)][1:] + [-100]
+            assert batch.targets[r, start:start + n].tolist() == want, "position t is trained on token t + 1 if THAT token is learned"
             start += n
         assert (batch.segments[r, start:] == 0).all() and (batch.targets[r, start:] == -100).all()
 

@@ -3,8 +3,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class Image:
