@@ -38,9 +38,15 @@ def arguments():
 
 
 def main():
-    """All stages, each skipped where it is done already."""
+    """One training a folder."""
     args = arguments()
     run = args.run or Path("runs") / args.preset
+    with plan.hold(run):
+        train(args, run)
+
+
+def train(args, run):
+    """All stages, each skipped where it is done already."""
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
     fabric = plan.make_fabric(settings)

@@ -14,21 +14,32 @@ from torch.utils.data import DataLoader, Dataset
 from .model import Batch
 from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
 from .vision import patchify, prepare_image, prepare_video
-from .world import content, problems as world
+from .world import content, dense, problems as world, tools
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2}
-RAMP = 0.3                      # of the steps, from easy pictures and clips to the exam's difficulty (ours)
+PATHS = {"picture": (0.10, 0.40), "clip": (0.20, 0.60)}    # shares of the steps between which they go from easy to the exam's difficulty (ours)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "caption": 0.34, "album": 0.18, "scene": 0.14, "counting": 0.07, "naming": 0.04, "ocr": 0.06, "clip": 0.06,       # pictures, clips
-    "scene_text": 0.03, "category": 0.01, "capital": 0.02, "ocr_text": 0.005, "clip_text": 0.015,                     # their twins
-    "arithmetic": 0.03, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                               # text
+    "caption": 0.17, "boxes": 0.06, "album": 0.12, "handwriting": 0.05, "events": 0.13,                               # dense: no questions
+    "scene": 0.15, "counting": 0.07, "naming": 0.04, "ocr": 0.03, "clip": 0.05,                                        # with questions
+    "scene_text": 0.045, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,                     # their twins
+    "arithmetic": 0.045, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                              # text
 }
-SFT = {"scene_text": 0.40, "category": 0.08, "capital": 0.04, "ocr_text": 0.06, "clip_text": 0.08, "arithmetic": 0.16, "tool": 0.18}
+TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "arithmetic", "program", "wiki")}
+EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}    # at the start
+DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
+# The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
+SFT = {"document": 0.15, "scene_text": 0.36, "category": 0.06, "capital": 0.04, "ocr_text": 0.04, "clip_text": 0.05, "arithmetic": 0.13,
+       "tool": 0.15, "crop_call": 0.02}
+EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}    # at the start
+DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
+# The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
+SFT = {"document": 0.20, "scene_text": 0.32, "category": 0.06, "capital": 0.04, "ocr_text": 0.05, "clip_text": 0.06, "arithmetic": 0.13,
+       "tool": 0.13, "crop_call": 0.01}
 
 
 # ---- media -----------------------------------------------------------------------------------------------------------------------
@@ -47,32 +58,44 @@ def make_problems(kind, rng, level=1.0, split="train"):
     makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems,
               "naming": world.naming_problems, "ocr": world.ocr_problems,
               "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
-              "arithmetic": world.arithmetic_problems, "tool": world.tool_problems, "program": world.program_problems}
+              "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems, "program": world.program_problems,
+              "crop_call": tools.crop_call_problems}
     if kind in ("scene", "counting", "clip"):
         return makers[kind](rng, split, level=level)
+    if kind == "crop_call":
+        return makers[kind](rng)
     if kind in ("scene_text", "ocr_text"):
         return makers[kind.removesuffix("_text")](rng, split, modality="text")
     return makers[kind](rng, split)
 
 
+def question_prompt(problem, cue="answer"):
+    """What stands before an answer, a chain of thought ("reasoning") or a program ("python")."""
+    return f"question: {problem.question}\n{cue}:"
+
+
 def question_parts(problem, think):
-    """`question: ... answer: ...`, with the chain of thought in between or not."""
-    answer = f" {problem.code}\nanswer: {problem.answer}" if problem.code else f" {problem.answer}"
+    """A question with its answer, and the chain of thought or the program before it. The line's end is learned: it is where to stop."""
     if problem.code:
-        return [f"\nquestion: {problem.question}\npython:", Learn(answer)]
+        return [question_prompt(problem, "python"), Learn(f" {problem.code}\nanswer: {problem.answer}\n")]
     if think and problem.reasoning:
-        return [f"\nquestion: {problem.question}\nreasoning:", Learn(f" {problem.reasoning}\nanswer: {problem.answer}")]
-    return [f"\nquestion: {problem.question}\nanswer:", Learn(answer)]
+        return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\nanswer: {problem.answer}\n")]
+    return [question_prompt(problem), Learn(f" {problem.answer}\n")]
+
+
+def context_parts(problem, vision):
+    """Text, pictures and clips that the questions are about, and a line's end."""
+    return [*(prepared(part, vision) for part in problem.context), *(["\n"] if problem.context else [])]
 
 
 def document(problems, rng, vision, most=3):
-    """One context and up to `most` questions about it; in half of the documents one of them is answered after reasoning. A caption, where
+    """One context and up to `most` questions about it; in most documents one of them is answered after reasoning. A caption, where
     there is one to ask for, is asked for in half of the documents that would leave it out: it says most about the picture."""
-    parts = [prepared(part, vision) for part in problems[0].context]
+    parts = context_parts(problems[0], vision)
     order = list(rng.permutation(len(problems)))
     if rng.random() < 0.5:
         order.sort(key=lambda i: problems[i].verifier != "caption")
-    reason = rng.integers(2 * most)                                      # which one reasons: none where the number is too high
+    reason = rng.integers(most + 1)                                      # which one reasons: none where the number is too high
     for n, i in enumerate(order[:most]):
         always = not problems[i].context and problems[i].ability == "reasoning"          # sums are not for guessing
         parts += question_parts(problems[i], think=always or n == reason and problems[i].verifier != "caption")
@@ -86,30 +109,28 @@ def wiki_document(rng, tokens):
     return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
 
 
-def album_document(rng, vision, level, pictures=4):
-    """Interleaved pictures and names: the cheapest way to meet many names."""
-    parts = []
-    for image, name in world.album(rng, pictures, level):
-        parts += [prepared(image, vision), Learn(f" {name}.")]
-    return parts
+def dense_document(items, vision):
+    """Small pictures or clips, each followed by what it shows: no questions, the most things for a document's price."""
+    return [part for media, words in items for part in (prepared(media, vision), Learn(words))]
 
 
-def caption_document(rng, vision, level):
-    """A small crowded picture and what it shows, nothing else: the most objects for a document's price."""
-    image, names = world.crowd(rng, level)
-    return [prepared(image, vision), Learn(f" {names}.")]
-
-
-def pretrain_document(rng, tokenizer, vision, length, level):
-    """Draw one document: (kind, Rendered)."""
-    kind = str(rng.choice(list(PRETRAIN), p=normalised(PRETRAIN)))
+def pretrain_document(rng, tokenizer, vision, length, progress=1.0, mix=PRETRAIN):
+    """Draw one document of the mix: (kind, Rendered). progress: share of the steps that are done."""
+    kind = str(rng.choice(list(mix), p=normalised(mix)))
+    start, end = PATHS["clip" if kind in ("clip", "events") else "picture"]
+    level = min(1.0, max(0.0, (progress - start) / (end - start)))
+    if level == 0 or rng.random() >= 3 * level:
+        kind = EASIER.get(kind, kind)
     if kind == "wiki":
         out = tokenizer.render_document(wiki_document(rng, length))
         return kind, Rendered(out.ids[:length], out.mask[:length])
-    if kind in ("album", "caption"):
-        return kind, tokenizer.render_document((album_document if kind == "album" else caption_document)(rng, vision, level))
+    if kind in DENSE:
+        items = DENSE[kind](rng, level)
+        while len((out := tokenizer.render_document(dense_document(items, vision))).ids) > length:
+            items = items[:-1]                                   # too long for a row: show fewer pictures
+        return kind, out
     problems, most = make_problems(kind, rng, level), 3
-    while True:                                                  # too long for a row: ask fewer questions
+    while True:                                                  # or ask fewer questions
         out = tokenizer.render_document(document(problems, rng, vision, most))
         if len(out.ids) <= length:
             return kind, out
@@ -151,6 +172,8 @@ def chat_messages(problem, rng):
     if problem.code:
         call = {"role": "assistant", "thinking": f" {problem.reasoning}", "content": "",
                 "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
+        if not problem.answer:                                           # a picture would come back: learn to ask for it
+            return [user, call], True
         result = {"role": "tool", "content": problem.answer}
         final = {"role": "assistant", "thinking": f" the result is {problem.answer}.", "content": f" {problem.answer}"}
         return [user, call, result, final], True
@@ -161,17 +184,23 @@ def chat_messages(problem, rng):
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
 
 
-def sft_document(rng, tokenizer, length):
-    """One chat of the cold start: (kind, Rendered). Text only: asserted, not hoped (K2.5 2.2)."""
+def no_media(out, tokenizer):
+    """The same Rendered, which must hold no picture and no clip."""
+    assert tokenizer.media_pad not in out.ids and not out.clips, "zero-vision SFT holds a media token"
+    return out
+
+
+def sft_document(rng, tokenizer, vision, length):
+    """One chat (or document) of the cold start: (kind, Rendered). Text only: asserted, not hoped (K2.5 2.2)."""
     while True:
         kind = str(rng.choice(list(SFT), p=normalised(SFT)))
+        if kind == "document":
+            return kind, no_media(pretrain_document(rng, tokenizer, vision, length, mix=TEXT)[1], tokenizer)
         problems = make_problems(kind, rng)
         problem = problems[rng.integers(len(problems))]
-        assert all(isinstance(part, str) for part in problem.context), "zero-vision SFT met a picture"
         messages, thinking = chat_messages(problem, rng)
         tools = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
-        out = tokenizer.render_chat(messages, tools=tools, thinking=thinking)
-        assert tokenizer.media_pad not in out.ids and not out.clips, "zero-vision SFT holds a media token"
+        out = no_media(tokenizer.render_chat(messages, tools=tools, thinking=thinking), tokenizer)
         if len(out.ids) <= length:
             return kind, out
 
@@ -241,12 +270,11 @@ class Batches(Dataset):
 
     def shard(self, step, shard):
         rng = np.random.default_rng([self.seed, STAGES[self.stage], step, shard])
-        level = min(1.0, step / (RAMP * self.steps))
         number = self.documents // SHARDS
         if self.stage == "pretrain":
-            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, level) for _ in range(number)]
+            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, step / self.steps) for _ in range(number)]
         else:
-            drawn = [sft_document(rng, self.tokenizer, self.length) for _ in range(number)]
+            drawn = [sft_document(rng, self.tokenizer, self.vision, self.length) for _ in range(number)]
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
         return batch, counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
 
@@ -275,15 +303,17 @@ def leave_signals_to_the_trainer(worker):
 def corpus(size, seed=0):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([seed, 0])
-    twins = {"scene": "scene_text", "caption": "scene_text", "counting": "scene_text", "naming": "category", "album": "category",
-             "ocr": "ocr_text", "clip": "clip_text"}
+    twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind == "wiki":
             yield wiki_document(rng, 256)[0]
             continue
+        if kind in DENSE:
+            yield "".join(words for _, words in DENSE[kind](rng, 1.0))
+            continue
         for problem in make_problems(twins.get(kind, kind), rng):
-            yield "".join([*problem.context, *question_parts(problem, rng.random() < 0.5)])
+            yield "\n".join([*problem.context, "".join(question_parts(problem, rng.random() < 0.5))])
             yield chat_text(problem, rng)
     for pictogram in content.PICTOGRAMS.values():                        # every name must be cheap to say
         yield f" {pictogram.name}, {pictogram.name}." * 20

@@ -4,6 +4,7 @@ Prompts are sorted by length into batches, left-padded and run once; the latents
 each further token costs one column. Rows that finished are dropped from the batch. Left out: refilling a running batch with new prompts,
 paged caches, top-p, and a cache that survives a tool call (a conversation is prefilled again in every turn).
 """
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,7 +250,7 @@ class Engine:
 
     def _answer(self, asked: list[int], prompts, responses, sandboxes) -> list[int]:
         """Runs the calls of these conversations and forces the results on them; returns those that still have room in the context."""
-        with ThreadPoolExecutor(8) as threads:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:                      # a run's time limit is wall clock
             answers = list(threads.map(lambda i: self._tool_turn(prompts[i], responses[i], sandboxes[i]), asked))
         live = []
         for i, forced in zip(asked, answers):

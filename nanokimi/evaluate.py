@@ -27,10 +27,9 @@ from .world import exam
 from .world.types import Image
 from .world.verify import correct, score
 
-LENGTHS = {"caption": 40, "box": 12, "ocr": 8, "count": 4, "exact": 10}       # tokens of an answer
+LENGTHS = {"caption": 40, "box": 16, "points": 40, "ocr": 8, "count": 4, "exact": 10, "program": 80}       # tokens of an answer
+THINKING_LENGTH = 120                                                          # tokens of reasoning and answer in a document
 VIDEO = ("direction", "appear", "order")
-BASE = ("caption", "count", "name", *VIDEO, "ground", "ocr", "clip_name_unshown", "picture_name_unshown", "flag_name", "capital",
-        "flag_capital")
 TARGETS = {"caption_f1": ">=0.90", "count_exact": ">=0.85", "name_acc": ">=0.80", "video_acc": ">=0.80", "nplus1_name_ratio": ">=0.80",
            "text_acc": ">=0.85", "zv_format_after": ">=0.90", "zv_acc": ">=0.50", "zv_margin": ">=0.25", "zv_caption_drop": "<=0.05",
            "zv_tool_gap": ">=0.30"}
@@ -38,16 +37,17 @@ TARGETS = {"caption_f1": ">=0.90", "count_exact": ">=0.85", "name_acc": ">=0.80"
 
 # ---- asking --------------------------------------------------------------------------------------------------------------------------
 
-def ask_document(engine, problems):
-    """Answers in the pre-training format: one string a problem."""
+def ask_document(engine, problems, think=False):
+    """Answers in the pre-training format, one string a problem: at once, or after reasoning aloud."""
     vision, tokenizer = engine.model.config.vision, engine.tokenizer
     prompts = []
     for p in problems:
-        parts = [*(data.prepared(part, vision) for part in p.context), f"\nquestion: {p.question}\nanswer:"]
+        parts = [*data.context_parts(p, vision), data.question_prompt(p, "reasoning" if think else "answer")]
         prompts.append(tokenizer.render_parts(Rendered(), parts))
-    responses = engine.generate(prompts, max_new=LENGTHS[problems[0].verifier])
+    responses = engine.generate(prompts, max_new=THINKING_LENGTH if think else LENGTHS[problems[0].verifier])
     ordinary = lambda ids: [i for i in ids if i < len(tokenizer.ranks)]
-    return [tokenizer.decode(ordinary(r.ids)).split("\n")[0].strip() for (r,) in responses]
+    said = [tokenizer.decode(ordinary(r.ids)) for (r,) in responses]
+    return [(text.partition("\nanswer:")[2] if think else text).split("\n")[0].strip() for text in said]
 
 
 def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
@@ -79,52 +79,64 @@ def content_of(response):
     return response.parsed["content"].strip()
 
 
+# ---- rows ----------------------------------------------------------------------------------------------------------------------------
+
 def mean_correct(problems, answers):
     """Accuracy of the answers."""
     return float(np.mean([correct(p, a) for p, a in zip(problems, answers)]))
 
 
-# ---- rows ----------------------------------------------------------------------------------------------------------------------------
-
-def base_rows(engine, split, number):
-    """What the pre-trained model sees, hears of and knows, asked in the pre-training format."""
-    rows = {}
-    problems = {name: exam.exam(name, split, number) for name in exam.ROWS}
-    answers = {name: ask_document(engine, problems[name]) for name in BASE}
-    accuracy = {name: mean_correct(problems[name], answers[name]) for name in answers}
-    mean_score = lambda name, p=None: float(np.mean([score(q, a) for q, a in zip(problems[name], p or answers[name])]))
-    rows["caption_f1"], rows["ground_iou"] = mean_score("caption"), mean_score("ground")
-    rows["count_exact"], rows["name_acc"] = accuracy["count"], accuracy["name"]
-    rows |= {f"video_{name}": accuracy[name] for name in VIDEO}
-    rows["video_acc"] = over_video(lambda name: accuracy[name])
-    rows["ocr_digit"] = digit_accuracy(problems["ocr"], answers["ocr"])
-    rows["nplus1_name_clip"], rows["nplus1_name_picture"] = accuracy["clip_name_unshown"], accuracy["picture_name_unshown"]
-    rows["nplus1_name_ratio"] = ratio(accuracy["clip_name_unshown"], accuracy["picture_name_unshown"])
-    rows["flag_name"], rows["capital"] = accuracy["flag_name"], accuracy["capital"]
-    rows |= clustered("axb_capital_direct", problems["flag_capital"], answers["flag_capital"], accuracy["flag_name"] * accuracy["capital"])
-    unseen = [i for i, p in enumerate(problems["caption"]) if p.meta["unseen_pair"]]
-    if unseen:                                                           # pictures with a colour x kind pair that training never shows
-        rows["caption_f1_unseen_pair"] = float(np.mean([score(problems["caption"][i], answers["caption"][i]) for i in unseen]))
-    blind_answers = {name: ask_document(engine, exam.blind(problems[name])) for name in ("caption", "count", "name", "ground", "ocr")}
-    rows["caption_f1_blind"], rows["ground_iou_blind"] = (mean_score(name, blind_answers[name]) for name in ("caption", "ground"))
-    rows["ocr_digit_blind"] = digit_accuracy(problems["ocr"], blind_answers["ocr"])
-    for name in ("count", "name"):
-        rows[f"{name}_blind"] = mean_correct(problems[name], blind_answers[name])
-    for name, control in (("blind", exam.blind), ("one_frame", exam.one_frame), ("shuffled", exam.shuffled)):
-        rows[f"video_{name}"] = over_video(lambda row: mean_correct(problems[row], ask_document(engine, control(problems[row]))))
-    rows["zv_format_before"] = format_rate(ask_chat(engine, problems["chat_picture"], max_new=80))
-    return rows
-
-
-def over_video(accuracy):
-    """Mean over direction, appeared and order, which have equally many problems."""
-    return float(np.mean([accuracy(name) for name in VIDEO]))
+def mean_score(problems, answers):
+    """Mean verifier score of the answers."""
+    return float(np.mean([score(p, a) for p, a in zip(problems, answers)]))
 
 
 def digit_accuracy(problems, answers):
     """Share of digits that stand at their place."""
     hits = [a[i:i + 1] == d for p, a in zip(problems, answers) for i, d in enumerate(p.answer)]
     return float(np.mean(hits))
+
+
+# row: (exam row, measure); all asked in the pre-training format, answered at once
+BASE = {"caption_f1": ("caption", mean_score), "ground_iou": ("ground", mean_score), "point_f1": ("point", mean_score),
+        "count_direct": ("count", mean_correct), "name_acc": ("name", mean_correct), "ocr_digit": ("ocr", digit_accuracy),
+        "nplus1_name_clip": ("clip_name_unshown", mean_correct), "nplus1_name_picture": ("picture_name_unshown", mean_correct),
+        "flag_name": ("flag_name", mean_correct), "capital": ("capital", mean_correct), "program": ("program", mean_score),
+        **{f"video_{name}": (name, mean_correct) for name in VIDEO}}
+BLIND = ("caption_f1", "ground_iou", "point_f1", "name_acc", "ocr_digit")
+
+
+def base_rows(engine, split, number):
+    """What the pre-trained model sees, hears of and knows, asked in the pre-training format."""
+    problems = {name: exam.exam(name, split, number) for name in exam.ROWS}
+    answers = {name: ask_document(engine, problems[name]) for name, _ in BASE.values()}
+    rows = {row: measure(problems[name], answers[name]) for row, (name, measure) in BASE.items()}
+    rows["count_exact"] = mean_correct(problems["count"], ask_document(engine, problems["count"], think=True))      # counting aloud
+    rows["video_acc"] = float(np.mean([rows[f"video_{name}"] for name in VIDEO]))
+    rows["nplus1_name_ratio"] = ratio(rows["nplus1_name_clip"], rows["nplus1_name_picture"])
+    unseen = [i for i, p in enumerate(problems["caption"]) if p.meta["unseen_pair"]]
+    if unseen:                                                           # pictures with a colour x kind pair that training never shows
+        rows["caption_f1_unseen_pair"] = mean_score(*([of["caption"][i] for i in unseen] for of in (problems, answers)))
+    rows |= two_halves(engine, problems, rows) | controls(engine, problems)
+    rows["zv_format_before"] = format_rate(ask_chat(engine, problems["chat_picture"], max_new=80))
+    return rows
+
+
+def two_halves(engine, problems, rows):
+    """a x b: flag picture -> capital and picture -> drawing program, over what their two halves give (the second half's score)."""
+    capital = ask_document(engine, problems["flag_capital"])
+    program = mean_score(problems["picture_program"], ask_document(engine, problems["picture_program"]))
+    return clustered("axb_capital_direct", problems["flag_capital"], capital, rows["flag_name"] * rows["capital"]) | {
+        "axb_program": ratio(program, rows["program"])}
+
+
+def controls(engine, problems):
+    """The same questions with other pictures (blind), one frame, or shuffled frames: what can be had without looking."""
+    rows = {f"{row}_blind": BASE[row][1](problems[BASE[row][0]], ask_document(engine, exam.blind(problems[BASE[row][0]]))) for row in BLIND}
+    rows["count_blind"] = mean_correct(problems["count"], ask_document(engine, exam.blind(problems["count"]), think=True))
+    for name, control in (("blind", exam.blind), ("one_frame", exam.one_frame), ("shuffled", exam.shuffled)):
+        rows[f"video_{name}"] = float(np.mean([mean_correct(problems[row], ask_document(engine, control(problems[row]))) for row in VIDEO]))
+    return rows
 
 
 def clustered(name, problems, answers, known, draws=1000):
@@ -178,7 +190,7 @@ def chat_rows(engine, split, number, known):
     rows["zv_tool_acc"] = accuracy("tool_picture", need)
     capital = ask_chat(engine, problems["flag_capital"])
     rows |= clustered("axb_capital_thinking", problems["flag_capital"], [content_of(r) for r in capital], known)
-    rows["caption_f1_after"] = float(np.mean([score(p, a) for p, a in zip(problems["caption"], ask_document(engine, problems["caption"]))]))
+    rows["caption_f1_after"] = mean_score(problems["caption"], ask_document(engine, problems["caption"]))
     return rows
 
 
@@ -207,13 +219,12 @@ def quick_documents(stage, tokenizer, vision, number=40):
     for row in QUICK[stage]:
         for problem in exam.exam(row, "val", number):
             chat = stage == "sft" and row in ("arithmetic", "scene_text", "tool_text", "chat_picture")
-            parts = [data.prepared(part, vision) for part in problem.context]
             if chat:
                 messages, _ = data.chat_messages(replace(problem, context=()), rng)
-                messages[0]["content"] = question_content(parts, problem)
+                messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
-                doc = tokenizer.render_document(parts + data.question_parts(problem, think=row == "arithmetic"))
+                doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row == "arithmetic"))
             out.append((row, doc))
     return out
 

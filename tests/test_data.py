@@ -6,7 +6,7 @@ import torch
 from nanokimi import data
 from nanokimi.config import VisionConfig
 from nanokimi.tokenizer import Rendered, Tokenizer
-from nanokimi.world import content, problems as world, scenes
+from nanokimi.world import content, dense, problems as world, scenes, tools
 
 VISION, LENGTH = VisionConfig(), 256
 
@@ -104,10 +104,10 @@ def test_training_never_uses_another_split(tokenizer, monkeypatch):
             seen.add((name, kwargs.get("split", args[position] if len(args) > position else "train")))
             return original(*args, **kwargs)
         monkeypatch.setattr(module, name, spy)
-    watch(scenes, "pairs", 0), watch(world, "pairs", 0), watch(world, "pictogram_size", 3), watch(scenes, "pictogram_size", 3)
-    watch(content, "digits_split", 0), watch(content, "wiki", 0), watch(world, "in_split", 2)
-    for step in range(12):
-        batches(tokenizer, documents=24)[step], batches(tokenizer, stage="sft")[step]
+    watch(scenes, "pairs", 0), watch(world, "pairs", 0), watch(world, "pictogram_size", 3), watch(scenes, "pictogram_size", 3), watch(dense, "pictogram_size", 3)
+    watch(content, "digits_split", 0), watch(content, "wiki", 0), watch(world, "in_split", 2), watch(tools, "in_split", 2)
+    for step in range(1, 20, 2):                                             # from the first albums to the exam's difficulty
+        batches(tokenizer, documents=24)[step], batches(tokenizer, stage="sft", length=384)[step]
     list(data.corpus(100))
     assert {split for _, split in seen} == {"train"}
     assert {name for name, _ in seen} == {"pairs", "pictogram_size", "digits_split", "wiki", "in_split"}

@@ -94,7 +94,7 @@ def test_backgrounds_are_seeded_varied_and_plain_on_request():
     rng = np.random.default_rng(1)
     spread = [np.ptp(draw.background(rng, 40, 56), (0, 1)).max() for _ in range(60)]
     assert 10 < sum(s == 0 for s in spread) < 30 and max(spread) > 60
-    assert all(np.ptp(draw.background(rng, 20, 20, plain=True), (0, 1)).max() == 0 for _ in range(20))
+    assert all(np.ptp(draw.background(rng, 20, 20, level=0), (0, 1)).max() == 0 for _ in range(20))
     lightness = [draw.background(rng, 8, 8).mean() for _ in range(200)]
     assert min(lightness) < 50 and max(lightness) > 205
 

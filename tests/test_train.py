@@ -1,6 +1,7 @@
 """train.py as a person runs it: kill it, stop it, run it on one process or two; the result is the same."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ ROOT = Path(__file__).parent.parent
 STEPS = 16
 
 
-def start(run, *more):
-    command = [sys.executable, "train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--threads", "1", "--devices", "1",
-               "--precision", "32-true", "--save-every", "0", "--run", str(run), *more]
+PLAIN = ("--stage", "pretrain", "--threads", "1", "--devices", "1", "--precision", "32-true")
+DEFAULT = ("--stage", "pretrain", "--threads", "2", "--devices", "2", "--precision", "bf16-mixed")       # what train.py chooses on two cores
+
+
+def start(run, *more, mode=PLAIN):
+    command = [sys.executable, "train.py", "--preset", "micro", "--steps", str(STEPS), "--save-every", "0", "--run", str(run), *mode, *more]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def finish(run, *more):
-    process = start(run, *more)
+def finish(run, *more, mode=PLAIN):
+    process = start(run, *more, mode=mode)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -47,9 +51,9 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-def assert_same(run, other):
+def assert_same(run, other, stage="pretrain"):
     """Bit by bit: every weight, and every logged number but the seconds."""
-    a, b = (load_file(r / "pretrain" / "model.safetensors") for r in (run, other))
+    a, b = (load_file(r / stage / "model.safetensors") for r in (run, other))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     strip = lambda r: [{k: v for k, v in row.items() if k != "seconds"} for row in rows(r)]
     assert strip(run) == strip(other)
@@ -68,6 +72,41 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path, uninterrupted,
     assert not (run / "pretrain" / "model.safetensors").exists()
     finish(run)
     assert_same(run, uninterrupted)
+
+
+def test_two_processes_in_bf16_killed_and_continued_equal_uninterrupted(tmp_path):
+    """The same for what a plain `python train.py` does on two cores."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(whole, mode=DEFAULT)
+    process = start(run, mode=DEFAULT)
+    wait_for_step(run, 7)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (run / "pretrain" / "model.safetensors").exists()
+    finish(run, mode=DEFAULT)
+    assert_same(run, whole)
+
+
+def test_a_cold_start_killed_and_continued_equals_uninterrupted(tmp_path, uninterrupted):
+    whole, run = (shutil.copytree(uninterrupted, tmp_path / name) for name in ("whole", "run"))
+    finish(whole, "--stage", "sft")
+    process = start(run, "--stage", "sft")
+    wait_for_step(run, STEPS + 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (run / "sft" / "model.safetensors").exists()
+    finish(run, "--stage", "sft")
+    assert_same(run, whole, "sft")
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    run = tmp_path / "run"
+    first = start(run, "--steps", "400")
+    wait_for_step(run, 2)
+    output, _ = start(run, "--steps", "400").communicate(timeout=60)
+    assert "another training is at work" in output
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
 
 
 def test_two_processes_equal_one(tmp_path, uninterrupted):

@@ -38,18 +38,20 @@ def noise_field():
     return ((fine + soft / soft.std()) / np.sqrt(2)).astype(np.float32)
 
 
-def grey(rng):
-    """A desaturated colour (3,) of any lightness. Its chroma stays so low that each of COLOURS stands out from it (tested)."""
-    return rng.uniform(20, 235) + rng.uniform(-12, 12, 3)
+def grey(rng, level=1.0):
+    """A desaturated colour (3,): dark at level 0, of any lightness at 1. Its chroma stays so low that each of COLOURS stands out from it
+    (tested)."""
+    return rng.uniform(20, 45 + 190 * level) + rng.uniform(-12, 12, 3)
 
 
-def background(rng, h, w, plain=False):
-    """A new canvas, float32 (h, w, 3), in one of STYLES (the first one if plain)."""
-    style = "plain" if plain else STYLES[rng.integers(len(STYLES))]
+def background(rng, h, w, level=1.0):
+    """A new canvas, float32 (h, w, 3): one dark colour at level 0, any of STYLES in any lightness at level 1 (the exam's). On a dark ground
+    every thing is brighter than what is behind it, so that its form is a linear function of the pixels: where learning begins."""
+    style = STYLES[rng.integers(len(STYLES))] if rng.random() < level else "plain"
     canvas = np.empty((h, w, 3), np.float32)
-    canvas[:] = grey(rng)
+    canvas[:] = grey(rng, level)
     if style == "gradient":
-        canvas += gradient(h, w, grey(rng) - canvas[0, 0], rng.uniform(0, 2 * np.pi))
+        canvas += gradient(h, w, grey(rng, level) - canvas[0, 0], rng.uniform(0, 2 * np.pi))
     elif style == "noisy":
         assert max(h, w) <= 512, f"noisy backgrounds are at most 512 pixels a side, not {h} x {w}"
         y, x = rng.integers(0, 513 - h), rng.integers(0, 513 - w)
@@ -194,3 +196,16 @@ def draw_digits(canvas, digits, x, y, scale, ink):
     grow = enlarge(scale)
     alpha = np.concatenate([grow @ (digit / np.float32(16)) @ grow.T for digit in digits], 1)   # (8 scale, 8 scale n)
     return blend(canvas, make_sprite(np.repeat(alpha[..., None], 3, 2), alpha), round(x), round(y), np.asarray(ink, np.float32))
+
+
+def writing(rng, digits, room=None, level=1.0):
+    """A picture with a line of handwriting, 16 or 24 pixels high: uint8 (h, w, 3) of 40 to 96 pixels a side, or up to `room` times the line."""
+    scale = 2 if len(digits) == 4 or rng.random() < 0.5 else 3
+    wide, high = 8 * scale * len(digits), 8 * scale
+    sides = [(max(40, side), 96) if room is None else (side, int(room * side)) for side in (wide, high)]
+    width, height = (int(rng.integers(least, most + 1)) for least, most in sides)
+    canvas = background(rng, height, width, level)
+    x, y = int(rng.integers(0, width - wide + 1)), int(rng.integers(0, height - high + 1))
+    dark = canvas[y:y + high, x:x + wide].mean() > 127
+    draw_digits(canvas, digits, x, y, scale, rng.uniform(0, 30, 3) if dark else rng.uniform(225, 255, 3))
+    return finish(canvas)

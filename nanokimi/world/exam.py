@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import problems as world, verify
+from . import problems as world, tools, verify
 from .types import Clip, Image
 
-VERSION = 1
+VERSION = 2
 
 
 def _pick(problems, rng, wanted):
@@ -57,6 +57,9 @@ ROWS = {
     "appear": lambda rng, split: world.appear_problems(rng, split)[0],
     "order": lambda rng, split: world.order_problems(rng, split)[rng.integers(2)],
     "ground": _from_scene(("where is",)),
+    "point": _from_scene(("point to",)),
+    "program": lambda rng, split: world.program_problems(rng, split)[0],
+    "picture_program": lambda rng, split: world.picture_program_problems(rng, split)[0],
     "ocr": lambda rng, split: world.ocr_problems(rng, split)[0],
     "clip_name_unshown": lambda rng, split: world.clip_naming_problems(rng, split, shown=False)[0],
     "picture_name_unshown": _unshown_picture,
@@ -65,9 +68,9 @@ ROWS = {
     "flag_capital": lambda rng, split: world.flag_capital_problems(rng, split)[0],
     "arithmetic": lambda rng, split: world.arithmetic_problems(rng, split)[0],
     "scene_text": _from_scene(("what colour", "what is next", "how many"), modality="text"),
-    "tool_text": lambda rng, split: world.tool_problems(rng, split)[0],
+    "tool_text": lambda rng, split: tools.tool_problems(rng, split)[0],
     "chat_picture": _chat_picture,
-    "tool_picture": lambda rng, split: world.picture_tool_problems(rng, split)[0],
+    "tool_picture": lambda rng, split: tools.picture_tool_problems(rng, split)[0],
 }
 
 

@@ -1,5 +1,5 @@
 """Problems by ability. Every function takes (rng, split) and returns the problems about ONE context, pictures or their text twin.
-`level` is how far training has come on the path from easy (few things, plain backgrounds, one chunk) to the exam's difficulty at 1.0.
+`level` is how far training has come on the path from easy (few things, dark plain backgrounds, one chunk) to the exam's difficulty at 1.0.
 
 A twin says in words what the picture shows, and asks the same questions: the model that learns both can carry one over to the other.
 """
@@ -12,6 +12,7 @@ from .scenes import DIRECTIONS, canvas_size, film, free_place, moved, pairs, pic
 from .scenes import Scene, Thing
 from .types import Image, Problem
 
+WRITE_PROGRAM = "write the program."
 NUMBER_WORDS = "zero one two three four five six seven eight nine".split()
 
 
@@ -64,23 +65,30 @@ def enumerated(things):
 
 def scene_questions(scene, rng):
     """(ability, question, reasoning step, answer, verifier) for everything that this scene allows to ask without ambiguity."""
-    things, rows = scene.things, [("perception", "what is in the picture?", "", scene.names, "caption")]
+    things = scene.things
     words, counted = count_question(rng, things)
-    rows.append(("counting", f"how many {words} are there?", f" {words}: {enumerated(counted)}.", str(len(counted)), "count"))
+    rows = [("perception", "what is in the picture?", "", scene.names, "caption"),
+            ("counting", f"how many {words} are there?", f" {words}: {enumerated(counted)}.", str(len(counted)), "count")]
     kinds, names = [t.kind for t in things], [t.name for t in things]
-    for thing in rng.permutation(np.array(things, dtype=object)):
-        if thing.colour and kinds.count(thing.kind) == 1:
-            rows.append(("perception", f"what colour is the {thing.kind}?", f" the {thing.kind} is {thing.colour}.", thing.colour, "exact"))
-            break
+    alone = [t for t in things if t.colour and kinds.count(t.kind) == 1]
+    if alone:
+        thing = alone[rng.integers(len(alone))]
+        rows.append(("perception", f"what colour is the {thing.kind}?", f" the {thing.kind} is {thing.colour}.", thing.colour, "exact"))
     unique = [i for i, name in enumerate(names) if names.count(name) == 1]
-    rng.shuffle(unique)
-    for i in unique[:1]:
-        box = " ".join(map(str, things[i].box(scene.width, scene.height)))
-        rows.append(("grounding", f"where is the {names[i]}?", "", box, "box"))
-        side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
-        if 0 <= j < len(things):
-            rows.append(("reasoning", f"what is next to the {names[i]} on the {side}?",
-                         f" {side} of the {names[i]} is the {names[j]}.", names[j], "exact"))
+    return rows + (place_questions(scene, unique[rng.integers(len(unique))], rng) if unique else [])
+
+
+def place_questions(scene, i, rng):
+    """Where thing number i is, where all things of its colour are, and what is next to it."""
+    things, thing = scene.things, scene.things[i]
+    rows = [("grounding", f"where is the {thing.name}?", "", " ".join(map(str, thing.box(scene.width, scene.height))), "box")]
+    if thing.colour:
+        spots = [t.centre(scene.width, scene.height) for t in things if t.colour == thing.colour]
+        rows.append(("grounding", f"point to the {thing.colour} objects.", "", ", ".join(f"{x} {y}" for x, y in spots), "points"))
+    side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
+    if 0 <= j < len(things):
+        rows.append(("reasoning", f"what is next to the {thing.name} on the {side}?",
+                     f" {side} of the {thing.name} is the {things[j].name}.", things[j].name, "exact"))
     return rows
 
 
@@ -102,22 +110,20 @@ def scene_problems(rng, split, count=None, modality="image", level=1.0):
     return about_scene(scene, (scene.picture(rng, level),), "image", rng)
 
 
+def said(names, rng):
+    """What a picture shows, in one of three forms: a question has to be understood from its own words, not from the words before it."""
+    return f"{('a picture shows from left to right: ', 'from left to right: ', '')[rng.integers(3)]}{names}."
+
+
 def described_problems(rng, split, count=None):
     """A scene in words. Without boxes it cannot answer `where`."""
     while True:
         things = [Thing(kind, colour, 8.0 * i, 8, 8) for i, (colour, kind) in
                   enumerate(sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES), 1)]
         scene = Scene(64, 16, tuple(things))
-        context = f"a picture shows from left to right: {scene.names}."
-        if split_of(context) == split:
+        context = said(scene.names, rng)
+        if split_of(scene.names) == split:
             return [p for p in about_scene(scene, (context,), "text", rng) if p.ability != "grounding"]
-
-
-def crowd(rng, level=1.0):
-    """(picture, names): 2 to 6 things on a canvas of 32 to 56 pixels. Training only: cheap colours and kinds."""
-    kinds = sample_kinds(rng, int(rng.integers(2, 7)), "train", IN_SCENES if rng.random() < 0.3 else ())
-    scene = sample_scene(rng, "train", kinds=kinds, sides=(48, 60) if any(colour is None for colour, _ in kinds) else (32, 56))
-    return scene.picture(rng, level), scene.names
 
 
 def counting_problems(rng, split, level=1.0):
@@ -131,9 +137,12 @@ def counting_problems(rng, split, level=1.0):
     kinds = [same[rng.integers(len(same))] for _ in range(target)] + [other[rng.integers(len(other))] for _ in range(extra)]
     scene = sample_scene(rng, split, kinds=[kinds[i] for i in rng.permutation(len(kinds))], sides=(32, 96) if len(kinds) < 4 else (40, 96))
     words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} objects"}[mode]
-    counted = [t for t in scene.things if matches((t.colour, t.kind))]
-    return [Problem("counting", "image", (scene.picture(rng, level),), f"how many {words} are there?", str(target),
-                    f"{scene.caption} {words}: {enumerated(counted)}.", "count")]
+    asked = {words: [t for t in scene.things if matches((t.colour, t.kind))]}
+    if split == "train":                                             # two more questions about the same picture cost next to nothing
+        asked |= dict(count_question(rng, scene.things) for _ in range(2))
+    context = (scene.picture(rng, level),)
+    return [Problem("counting", "image", context, f"how many {words} are there?", str(len(counted)),
+                    f"{scene.caption} {words}: {enumerated(counted)}.", "count") for words, counted in asked.items()]
 
 
 # ---- pictograms: names, categories, capitals -------------------------------------------------------------------------------------
@@ -151,17 +160,6 @@ def naming_problems(rng, split, name=None):
     scene = pictogram_scene(rng, split, pictogram.name)
     problems = about_pictogram(pictogram, (scene.picture(rng),), "image", scene.caption)
     return problems if split != "train" or rng.random() < 0.3 else problems[:1]          # names are the harder half
-
-
-def album(rng, pictures, level=1.0):
-    """[(picture, name)]: pictograms that fill most of a small canvas, train sizes only; four patches of pixels instead of a dozen."""
-    out = []
-    for i in rng.integers(len(ALL), size=pictures):
-        size = pictogram_size(rng, 16, 38, "train")
-        width, height = (int(size * side) for side in rng.uniform(1.05, 1.7, size=2))
-        scene = Scene(width, height, (Thing(ALL[i].name, None, *free_place(rng, size, width, height, ()), size),))
-        out.append((scene.picture(rng, level), ALL[i].name))
-    return out
 
 
 def about_pictogram(pictogram, context, modality, caption):
@@ -206,20 +204,8 @@ def ocr_problems(rng, split, modality="image"):
     if modality == "text":
         context = ("a picture shows the digits " + ", ".join(NUMBER_WORDS[int(d)] for d in text) + ".",)
     else:
-        context = (written(rng, [images[i] for i in picks]),)
+        context = (Image(draw.writing(rng, [images[i] for i in picks])),)
     return [Problem("ocr", modality, context, "what number is written?", text, f"the digits {' '.join(text)}.", "ocr")]
-
-
-def written(rng, digits):
-    """A picture with a line of handwriting, 16 or 24 pixels high."""
-    scale = 2 if len(digits) == 4 or rng.random() < 0.5 else 3                   # 16 or 24 pixels high
-    need = 8 * scale * len(digits)
-    width, height = int(rng.integers(max(40, need), 97)), int(rng.integers(40, 97))
-    canvas = draw.background(rng, height, width)
-    x, y = int(rng.integers(0, width - need + 1)), int(rng.integers(0, height - 8 * scale + 1))
-    dark = canvas[y:y + 8 * scale, x:x + need].mean() > 127
-    draw.draw_digits(canvas, digits, x, y, scale, rng.uniform(0, 30, 3) if dark else rng.uniform(225, 255, 3))
-    return Image(draw.finish(canvas))
 
 
 # ---- clips: direction, appeared, order, names --------------------------------------------------------------------------------------
@@ -233,7 +219,7 @@ def clip_scene(rng, split, count, level):
     """A scene and its background for a clip; level 0 is one plain colour, level 1 is anything (motion needs a path to be learned)."""
     high = int(round(48 + 48 * level))
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, count, split), sides=(32, high))
-    return scene, draw.background(rng, scene.height, scene.width, plain=rng.random() >= level)
+    return scene, draw.background(rng, scene.height, scene.width, level)
 
 
 def direction_problems(rng, split, level=1.0):
@@ -271,6 +257,14 @@ def appear_problems(rng, split, level=1.0):
             Problem("video", "video", (clip,), f"what {event}?", who.name, fact)]
 
 
+def shown_order(times):
+    """` first the a appears, then the b appears.` for two (frame, name) at different frames, else nothing."""
+    ordered = sorted(times)
+    if len(ordered) != 2 or ordered[0][0] == ordered[1][0]:
+        return ""
+    return f" first the {ordered[0][1]} appears, then the {ordered[1][1]} appears."
+
+
 def order_problems(rng, split, level=1.0):
     """Two things appear one after the other, often in different chunks: which comes first?"""
     frames = clip_frames(rng, level)
@@ -281,7 +275,7 @@ def order_problems(rng, split, level=1.0):
     when = sorted(int(f) + 1 for f in rng.permutation(frames - 1)[:2])
     start = {first: when[0], second: when[1]}
     clip = film(rng, background, frames, lambda f: [t for t in scene.things if f >= start.get(t, 0)])
-    fact = f"first the {first.name} appears, then the {second.name} appears."
+    fact = shown_order([(when[0], first.name), (when[1], second.name)]).strip()
     return [Problem("video", "video", (clip,), f"what appears {word}?", thing.name, fact)
             for word, thing in (("first", first), ("second", second))]
 
@@ -292,7 +286,7 @@ def clip_naming_problems(rng, split, level=1.0, shown=True):
     assert shown or split != "train", "names kept out of training clips are what the N+1 row measures"
     pictogram, frames = names[rng.integers(len(names))], clip_frames(rng, level)
     scene = pictogram_scene(rng, split, pictogram.name)
-    background = draw.background(rng, scene.height, scene.width, plain=rng.random() >= level)
+    background = draw.background(rng, scene.height, scene.width, level)
     path = travel(rng, list(DIRECTIONS)[rng.integers(8)], scene.width, scene.height, scene.things[0].size, frames)
     clip = film(rng, background, frames, lambda f: [moved(scene.things[0], path[f])])
     return about_pictogram(pictogram, (clip,), "video", scene.caption)
@@ -318,7 +312,7 @@ def clip_twin_problems(rng, split):
     return [Problem("video", "text", (f"a clip shows: {fact}",), question, answer, fact) for question, answer in asked]
 
 
-# ---- text: arithmetic, data for the tool, drawing programs ---------------------------------------------------------------------------
+# ---- text: arithmetic, drawing programs ---------------------------------------------------------------------------
 
 def add_steps(a, b):
     """Column addition aloud, units first: 345 + 128 -> `5+8+0=13, 4+2+1=07, 3+1+0=04`."""
@@ -361,58 +355,6 @@ def arithmetic_problems(rng, split):
     return [in_split(_arithmetic, rng, split)]
 
 
-def _list_tool(rng):
-    numbers = [int(n) for n in rng.integers(1, 1000, size=int(rng.integers(3, 7)))]
-    listed = ", ".join(map(str, numbers))
-    question, expression = [("what is the sum of the numbers?", f"sum([{listed}])"),
-                            ("what is the largest number?", f"max([{listed}])"),
-                            ("what is the smallest number?", f"min([{listed}])"),
-                            ("what are the numbers in order?", f"sorted([{listed}])")][rng.integers(4)]
-    answer = {"sum": sum, "max": max, "min": min, "sorted": sorted}[expression.split("(")[0]](numbers)
-    return Problem("code", "text", (f"the numbers are {listed}.",), question, str(answer), "i use python.", code=f"print({expression})")
-
-
-def pixel_question(rng, width, height):
-    """A question that only exact pixel values answer: (question, code). The host checks it with the same values."""
-    x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
-    if rng.random() < 0.5:
-        return f"what are the values of the pixel at {x} {y}?", f"print(img.pixels(({x}, {y}, {x + 1}, {y + 1}))[0])"
-    x1, y1 = int(rng.integers(x + 1, min(width, x + 40) + 1)), int(rng.integers(y + 1, min(height, y + 40) + 1))
-    return (f"how many dark pixels are in the box {x} {y} {x1} {y1}?",
-            f"print(sum(1 for p in img.pixels(({x}, {y}, {x1}, {y1})) if sum(p) < 300))")
-
-
-def pixel_answer(code, pixels):
-    """The true answer, computed on the host from the array (H, W, 3), not by running the code."""
-    x0, y0, x1, y1 = (int(part) for part in code.split("((")[1].split(")")[0].split(", "))
-    region = pixels[y0:y1, x0:x1].astype(int)
-    return str(tuple(map(int, region[0, 0]))) if code.endswith("[0])") else str(int((region.sum(-1) < 300).sum()))
-
-
-def _pixel_tool_text(rng):
-    """Text twin of a picture that needs the tool: the pixel values stand in the prompt, and are what the tool's img holds."""
-    width, height = int(rng.integers(1, 4)), int(rng.integers(1, 3))
-    pixels = rng.integers(0, 256, size=(height, width, 3)).astype(np.uint8)
-    question, code = pixel_question(rng, width, height)
-    rows = "; ".join(" ".join(str(tuple(map(int, p))) for p in row) for row in pixels)
-    return Problem("code", "text", (f"img has {width} x {height} pixels: {rows}.",), question, pixel_answer(code, pixels), "i use python.",
-                   code=code, meta={"img": pixels})
-
-
-def tool_problems(rng, split):
-    """Problems whose data is in the text and whose answer takes a Python call."""
-    return [in_split(_list_tool if rng.random() < 0.5 else _pixel_tool_text, rng, split)]
-
-
-def picture_tool_problems(rng, split):
-    """The same on a picture of 192 to 256 pixels, which the encoder only sees downscaled: eyes are not enough. Exam only."""
-    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
-    image = scene.picture(rng)
-    question, code = pixel_question(rng, scene.width, scene.height)
-    answer = pixel_answer(code, image.pixels)
-    return [Problem("code", "image", (image,), question, answer, "i use python.", code=code, meta={"img": image.pixels})]
-
-
 def program_of(scene):
     """A drawing program: one call a thing, places and sizes in hundredths of the picture."""
     scale = 100 / max(scene.width, scene.height)
@@ -420,10 +362,19 @@ def program_of(scene):
 
 
 def program_problems(rng, split):
-    """Description -> drawing program, in text only (the other a x b pair). Scored by its words; executing it is left out so far."""
+    """Description -> drawing program, in text only (the other a x b pair). Scored by what it draws."""
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 4)), split))
-    calls = program_of(scene)
-    words = ", ".join(f"{colour} {kind} at {x} {y} size {size}" for kind, colour, x, y, size in calls)
-    program = " ".join(f"{kind}('{colour}', {x}, {y}, {size});" for kind, colour, x, y, size in calls)
-    return [Problem("code", "text", (f"a picture shows {words}.",), "write the program.", program)]
+    words = ", ".join(f"{colour} {kind} at {x} {y} size {size}" for kind, colour, x, y, size in program_of(scene))
+    return [Problem("code", "text", (f"a picture shows {words}.",), WRITE_PROGRAM, written_program(scene), verifier="program")]
 
+
+def picture_program_problems(rng, split):
+    """a x b: picture -> drawing program. Exam only."""
+    assert split != "train", "picture -> drawing program is never trained: it would make the a x b row meaningless"
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 4)), split))
+    return [Problem("code", "image", (scene.picture(rng),), WRITE_PROGRAM, written_program(scene), verifier="program")]
+
+
+def written_program(scene):
+    """The scene's drawing program as text."""
+    return " ".join(f"{kind}('{colour}', {x}, {y}, {size});" for kind, colour, x, y, size in program_of(scene))

@@ -30,6 +30,10 @@ class Thing:
     def name(self):
         return f"{self.colour} {self.kind}" if self.colour else self.kind
 
+    def centre(self, width, height):
+        """x y in 0..99 of the picture's width and height."""
+        return int(self.cx * 100 / width), int(self.cy * 100 / height)
+
     def box(self, width, height):
         """x0 y0 x1 y1 in 0..99 of the picture's width and height."""
         half = self.size / 2
@@ -53,8 +57,8 @@ class Scene:
         return f"from left to right: {self.names}."
 
     def picture(self, rng, level=1.0):
-        """Draw it on a background chosen by rng (one plain colour with probability 1 - level): uint8 (height, width, 3)."""
-        return Image(paint(self.things, draw.background(rng, self.height, self.width, plain=rng.random() >= level), rng))
+        """Draw it on a background chosen by rng for this level: uint8 (height, width, 3)."""
+        return Image(paint(self.things, draw.background(rng, self.height, self.width, level), rng))
 
 
 def paint(things, canvas, rng=None):

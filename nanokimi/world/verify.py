@@ -2,8 +2,18 @@
 
 The exact maps are not disclosed; the ones below are ours.
 """
+import math
 import re
 from collections import Counter
+from itertools import permutations
+
+import numpy as np
+
+from nanokimi.sandbox import Sandbox
+from . import draw
+
+POINT_SIGMA = 8                 # hundredths of the picture's side (ours)
+MOST_PLACES = 7                 # in an answer: all matchings are tried
 
 
 def normalise(text):
@@ -29,16 +39,67 @@ def count(answer, truth):
     return max(0.0, 1 - abs(int(normalise(answer)) - int(truth)) / max(1, int(truth)))
 
 
-def box(answer, truth):
-    """Intersection over union of two boxes `x0 y0 x1 y1` in 0..99 (both ends inside)."""
-    numbers = [int(number) for number in re.findall(r"\d+", answer)]
-    if len(numbers) != 4 or numbers[0] > numbers[2] or numbers[1] > numbers[3] or max(numbers) > 99:
+def places(text, size):
+    """[(numbers)] of a comma-separated list of places with `size` whole numbers in 0..99 each; None if anything else is said."""
+    groups = [[int(number) for number in part.split()] if re.fullmatch(r"[\d ]+", part) else [] for part in normalise(text).split(",")]
+    return groups if all(len(group) == size and max(group) <= 99 for group in groups) else None
+
+
+def matched_f1(answer, truth, size, similar):
+    """F1 with the best one-to-one matching of the places in answer and truth; similar(a, b) in [0, 1] replaces a hit (K2.5 4.4.2)."""
+    got, want = places(answer, size), places(truth, size)
+    if got is None or len(got) > MOST_PLACES:
         return 0.0
-    want = [int(number) for number in truth.split()]
-    area = lambda b: (b[2] - b[0] + 1) * (b[3] - b[1] + 1)
-    sides = [min(numbers[i + 2], want[i + 2]) - max(numbers[i], want[i]) + 1 for i in (0, 1)]
+    few, many = sorted((got, want), key=len)
+    best = max(sum(similar(a, b) for a, b in zip(few, order)) for order in permutations(many, len(few)))
+    return 2 * best / (len(got) + len(want))
+
+
+def iou(a, b):
+    """Intersection over union of two boxes x0 y0 x1 y1 (both ends inside); 0 for a box that is inside out."""
+    if a[0] > a[2] or a[1] > a[3]:
+        return 0.0
+    area = lambda c: (c[2] - c[0] + 1) * (c[3] - c[1] + 1)
+    sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1 for i in (0, 1)]
     overlap = max(0, sides[0]) * max(0, sides[1])
-    return overlap / (area(numbers) + area(want) - overlap)
+    return overlap / (area(a) + area(b) - overlap)
+
+
+def box(answer, truth):
+    """Boxes `x0 y0 x1 y1` in hundredths of the picture: IoU-F1 (K2.5 4.4.2), which for one box is its IoU."""
+    return matched_f1(answer, truth, 4, iou)
+
+
+def points(answer, truth):
+    """Points `x y` in hundredths of the picture: F1 with a Gaussian of the distance instead of hits (K2.5 4.4.2; the width is ours)."""
+    near = lambda a, b: math.exp(-((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (2 * POINT_SIGMA ** 2))
+    return matched_f1(answer, truth, 2, near)
+
+
+CALLS = "calls = []\n" + "".join(f"def {kind}(*a): calls.append(('{kind}', *a))\n" for kind in draw.KINDS)
+
+
+def drawn(program):
+    """What a drawing program draws, run in the sandbox: (100, 100, 3) uint8 on a black canvas, or None if it fails."""
+    with Sandbox() as box:
+        result = box.run(f"{CALLS}{program}\ncalls")
+    canvas = np.zeros((100, 100, 3), np.float32)
+    if not result.ok or not isinstance(result.value, list):
+        return None
+    for call in result.value[:20]:
+        if not (len(call) == 5 and call[1] in draw.COLOURS and all(type(v) is int and -99 <= v <= 199 for v in call[2:])):
+            return None
+        draw.draw_shape(canvas, *call)
+    return draw.finish(canvas)
+
+
+def program(answer, truth):
+    """Share of the painted pixels (in either picture) that have nearly the same colour in both: K2.5 compares renderings too."""
+    got, want = drawn(answer), drawn(truth)
+    if got is None:
+        return 0.0
+    painted = got.any(-1) | want.any(-1)
+    return float((abs(got.astype(int) - want).max(-1) < 40)[painted].mean())
 
 
 def edit_distance(a, b):
@@ -56,7 +117,7 @@ def ocr(answer, truth):
     return max(0.0, 1 - edit_distance(normalise(answer), normalise(truth)) / max(1, len(truth)))
 
 
-VERIFIERS = {"exact": exact, "caption": caption_f1, "count": count, "box": box, "ocr": ocr}
+VERIFIERS = {"exact": exact, "caption": caption_f1, "count": count, "box": box, "points": points, "ocr": ocr, "program": program}
 
 
 def score(problem, answer):
@@ -65,5 +126,6 @@ def score(problem, answer):
 
 
 def correct(problem, answer):
-    """True where the answer is right: the same words; for boxes an IoU of at least 0.5; for captions every object."""
-    return score(problem, answer) >= (0.5 if problem.verifier == "box" else 1.0)
+    """True where the answer is right: the same words; for boxes, points and pictures a score of at least 0.5; for captions every
+    object."""
+    return score(problem, answer) >= (0.5 if problem.verifier in ("box", "points", "program") else 1.0)
