@@ -19,9 +19,13 @@ def results_table(path):
         return f"*(no results/{path.name} yet)*"
     content = json.loads(path.read_text())
     lines = [f"| row | mean over {len(content['seeds'])} seed(s) | sd | target | met |", "|---|---|---|---|---|"]
-    for row in content["rows"]:
+    order = sorted(content["rows"], key=lambda row: not row["target"])
+    for i, row in enumerate(order):
+        if not row["target"] and order[i - 1]["target"]:
+            lines += ["\n<details><summary>all other rows</summary>\n", "| row | mean | sd | | |", "|---|---|---|---|---|"]
         sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
         lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
+    lines.append("\n</details>")
     minutes = ", ".join(f"{m:g}" for m in content["minutes"])
     lines.append(f"\n`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {content['rows'][0]['problems']} problems a row, "
                  f"test split, greedy · {content['machine']} · commit {content['commit']}")
@@ -41,6 +45,18 @@ def bands_table(path):
     for band in content["bands"]:
         lines.append(f"| {band['minute']} | {span(band['loss'], two)} | " + " | ".join(span(band["val"][n], percent) if n in band["val"] else "" for n in names) + " |")
     return "\n".join(lines)
+
+
+def paths_table(path):
+    """The curves of docs/paths.py: accuracy by step."""
+    if not path.exists():
+        return f"*(no results/{path.name} yet)*"
+    content = json.loads(path.read_text())
+    steps = [step for step, _ in next(iter(content["curves"].values()))]
+    lines = ["| reads | " + " | ".join(f"{step}" for step in steps) + " |", "|---" * (len(steps) + 1) + "|"]
+    for name, curve in content["curves"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for _, value in curve) + " |")
+    return "\n".join(lines) + f"\n\n`{content['command']}` · seed {content['seeds'][0]} · {content['machine']} · commit {content['commit']}"
 
 
 def met(row):
@@ -63,6 +79,7 @@ def main():
     readme = ROOT / "README.md"
     results = ROOT / "results" / "nano.json"
     text = fill(readme.read_text(), "results", results_table(results))
+    text = fill(text, "paths", paths_table(ROOT / "results" / "paths.json"))
     readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
     for run in sys.argv[1:2]:

@@ -4,7 +4,7 @@ import pytest
 
 from nanokimi.config import VisionConfig
 from nanokimi.sandbox import Sandbox
-from nanokimi.vision import prepare_image
+from nanokimi.vision import navit_resize
 from nanokimi.world import content, dense, draw, exam, problems as world, scenes, tools, verify
 from nanokimi.world.types import Clip, Image
 
@@ -169,8 +169,9 @@ def test_a_detail_is_less_than_a_patch_in_the_prompt_and_large_in_the_crop():
     vision = VisionConfig()
     for seed in range(20):
         posed = tools.pose_detail(rng(seed), "train")
-        seen = prepare_image(posed.pixels, vision).frames.shape[1:3]
-        scale = max(seen) / max(posed.pixels.shape[:2])
+        height, width, _ = posed.pixels.shape
+        seen, _ = navit_resize(width, height, vision.patch, vision.max_image_patches, vision.max_side_patches)
+        scale = seen[0] / width
         x0, y0, x1, y1 = map(int, posed.question.split("box ")[1].strip("?").split())
         assert (y1 - y0) * scale < vision.patch and y1 - y0 == 2 * vision.patch and x1 - x0 == 16 * len(posed.answer)
 

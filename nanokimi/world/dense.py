@@ -68,7 +68,7 @@ def event(rng, level):
     acts = {thing: act(rng, scene, thing, frames) for thing in scene.things}
     plot = rng.random() / max(level, 1e-6)
     if plot < 0.3:                                                       # one thing acts, the others stay
-        only = scene.things[rng.integers(count)]
+        only = scene.things[rng.integers(len(scene.things))]
         acts |= {thing: ("stays", "", None, 0) for thing in scene.things if thing is not only}
     elif plot < 0.6:                                                     # one after the other
         for thing, when in zip(scene.things, rng.permutation(frames - 1) + 1):
