@@ -113,6 +113,25 @@ def test_training_never_uses_another_split(tokenizer, monkeypatch):
     assert {name for name, _ in seen} == {"pairs", "pictogram_size", "digits_split", "wiki", "in_split"}
 
 
+def test_the_path_begins_with_single_things_and_text_keeps_its_share(tokenizer):
+    """Pictures with several things wait; the share of text documents is the same from the first step (early fusion)."""
+    rng = np.random.default_rng(0)
+    draw = lambda progress: [data.pretrain_document(rng, tokenizer, VISION, LENGTH, progress)[0] for _ in range(600)]
+    first, last = draw(0.0), draw(1.0)
+    assert not set(first) & set(data.EASIER) and set(data.EASIER) <= set(last)
+    text = [np.mean([kind in (*data.TEXT, "tool") for kind in kinds]) for kinds in (first, last)]
+    assert abs(text[0] - text[1]) < 0.05
+
+
+def test_answers_end_where_their_line_ends(tokenizer):
+    """The line's end is learned: otherwise a model goes on listing things that are not there."""
+    problem = world.arithmetic_problems(np.random.default_rng(0), "train")[0]
+    for think in (False, True):
+        doc = tokenizer.render_document(data.question_parts(problem, think) + data.question_parts(problem, think))
+        ends = [i for i, token in enumerate(doc.ids) if tokenizer.decode([token]).endswith("\n") and doc.mask[i]]
+        assert len(ends) >= 2 and all(doc.mask[i - 1] for i in ends)
+
+
 def test_thinking_is_short_and_long_and_corrects_itself():
     rng = np.random.default_rng(0)
     thoughts = []
