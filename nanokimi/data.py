@@ -24,9 +24,9 @@ SHARDS = 2                      # parts of a step; the number of processes must 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "caption": 0.17, "boxes": 0.06, "album": 0.12, "handwriting": 0.05, "events": 0.13,                               # dense: no questions
+    "caption": 0.14, "boxes": 0.06, "album": 0.12, "handwriting": 0.05, "events": 0.13,                               # dense: no questions
     "scene": 0.15, "counting": 0.07, "naming": 0.04, "ocr": 0.03, "clip": 0.05,                                        # with questions
-    "scene_text": 0.045, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,                     # their twins
+    "scene_text": 0.08, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,                     # their twins
     "arithmetic": 0.045, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                              # text
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "arithmetic", "program", "wiki")}
@@ -158,7 +158,7 @@ def long_thinking(problem, rng):
         return f"plan: look, then answer. {problem.reasoning} check: {problem.reasoning}"
     if problem.ability == "counting" and rng.random() < 0.5:
         words = step.partition(":")[0]
-        return f"plan: look, then count. {listing}. {words}: {int(problem.answer) + 1}. wait, count again. {step}"
+        return f"plan: look, then count. {listing}. {words}: {int(problem.answer) + 1}. wait, count again. {listing}. {step}"
     return f"plan: look, then answer. {listing}. {step} check: {step}"
 
 

@@ -51,10 +51,10 @@ def handwriting(rng, level, pictures=4):
     return out
 
 
-def events(rng, level):
+def events(rng, level, clips=3):
     """[(clip, what each thing does)]. At level 0 a yellow square on dark ground moves, appears or vanishes: telling early from late is
     learned from the last two, and the direction of motion only after it (without them it stays a guess between two opposite ways)."""
-    return [event(rng, level) for _ in range(3 - round(level))]
+    return [event(rng, level) for _ in range(clips)]
 
 
 def event(rng, level):

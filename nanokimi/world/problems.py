@@ -58,22 +58,28 @@ def count_question(rng, things):
     return f"{chosen.colour} objects", [t for t in things if t.colour == chosen.colour]
 
 
-def enumerated(things):
-    """`red star 1, blue star 2`: counting aloud."""
-    return ", ".join(f"{thing.name} {i}" for i, thing in enumerate(things, 1))
+def count_aloud(scene, words, counted):
+    """`from left to right: red star 1, ring, blue star 2. stars: 2.`: one look at everything, a number where it counts."""
+    number, listed = 0, []
+    for thing in scene.things:
+        hit = any(thing is other for other in counted)
+        number += hit
+        listed.append(f"{thing.name} {number}" if hit else thing.name)
+    return f"from left to right: {', '.join(listed)}. {words}: {number}."
 
 
 def scene_questions(scene, rng):
-    """(ability, question, reasoning step, answer, verifier) for everything that this scene allows to ask without ambiguity."""
+    """(ability, question, reasoning, answer, verifier) for everything that this scene allows to ask without ambiguity."""
     things = scene.things
     words, counted = count_question(rng, things)
-    rows = [("perception", "what is in the picture?", "", scene.names, "caption"),
-            ("counting", f"how many {words} are there?", f" {words}: {enumerated(counted)}.", str(len(counted)), "count")]
+    rows = [("perception", "what is in the picture?", scene.caption, scene.names, "caption"),
+            ("counting", f"how many {words} are there?", count_aloud(scene, words, counted), str(len(counted)), "count")]
     kinds, names = [t.kind for t in things], [t.name for t in things]
     alone = [t for t in things if t.colour and kinds.count(t.kind) == 1]
     if alone:
         thing = alone[rng.integers(len(alone))]
-        rows.append(("perception", f"what colour is the {thing.kind}?", f" the {thing.kind} is {thing.colour}.", thing.colour, "exact"))
+        rows.append(("perception", f"what colour is the {thing.kind}?", f"{scene.caption} the {thing.kind} is {thing.colour}.", thing.colour,
+                     "exact"))
     unique = [i for i, name in enumerate(names) if names.count(name) == 1]
     return rows + (place_questions(scene, unique[rng.integers(len(unique))], rng) if unique else [])
 
@@ -81,14 +87,14 @@ def scene_questions(scene, rng):
 def place_questions(scene, i, rng):
     """Where thing number i is, where all things of its colour are, and what is next to it."""
     things, thing = scene.things, scene.things[i]
-    rows = [("grounding", f"where is the {thing.name}?", "", " ".join(map(str, thing.box(scene.width, scene.height))), "box")]
+    rows = [("grounding", f"where is the {thing.name}?", scene.caption, " ".join(map(str, thing.box(scene.width, scene.height))), "box")]
     if thing.colour:
         spots = [t.centre(scene.width, scene.height) for t in things if t.colour == thing.colour]
-        rows.append(("grounding", f"point to the {thing.colour} objects.", "", ", ".join(f"{x} {y}" for x, y in spots), "points"))
+        rows.append(("grounding", f"point to the {thing.colour} objects.", scene.caption, ", ".join(f"{x} {y}" for x, y in spots), "points"))
     side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
     if 0 <= j < len(things):
         rows.append(("reasoning", f"what is next to the {thing.name} on the {side}?",
-                     f" {side} of the {thing.name} is the {things[j].name}.", things[j].name, "exact"))
+                     f"{scene.caption} {side} of the {thing.name} is the {things[j].name}.", things[j].name, "exact"))
     return rows
 
 
@@ -96,8 +102,8 @@ def about_scene(scene, context, modality, rng):
     """All questions about a scene, as problems on a picture or on its description."""
     shown = {(thing.colour, thing.kind) for thing in scene.things if thing.colour}
     meta = {"objects": len(scene.things), "unseen_pair": bool(shown - set(pairs("train")))}
-    return [Problem(ability, modality, context, question, answer, scene.caption + step, verifier, meta=meta)
-            for ability, question, step, answer, verifier in scene_questions(scene, rng)]
+    return [Problem(ability, modality, context, question, answer, reasoning, verifier, meta=meta)
+            for ability, question, reasoning, answer, verifier in scene_questions(scene, rng)]
 
 
 def scene_problems(rng, split, count=None, modality="image", level=1.0):
@@ -142,7 +148,7 @@ def counting_problems(rng, split, level=1.0):
         asked |= dict(count_question(rng, scene.things) for _ in range(2))
     context = (scene.picture(rng, level),)
     return [Problem("counting", "image", context, f"how many {words} are there?", str(len(counted)),
-                    f"{scene.caption} {words}: {enumerated(counted)}.", "count") for words, counted in asked.items()]
+                    count_aloud(scene, words, counted), "count") for words, counted in asked.items()]
 
 
 # ---- pictograms: names, categories, capitals -------------------------------------------------------------------------------------
