@@ -47,18 +47,6 @@ def bands_table(path):
     return "\n".join(lines)
 
 
-def paths_table(path):
-    """The curves of docs/paths.py: accuracy by step."""
-    if not path.exists():
-        return f"*(no results/{path.name} yet)*"
-    content = json.loads(path.read_text())
-    steps = [step for step, _ in next(iter(content["curves"].values()))]
-    lines = ["| reads | " + " | ".join(f"{step}" for step in steps) + " |", "|---" * (len(steps) + 1) + "|"]
-    for name, curve in content["curves"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for _, value in curve) + " |")
-    return "\n".join(lines) + f"\n\n`{content['command']}` · seed {content['seeds'][0]} · {content['machine']} · commit {content['commit']}"
-
-
 def met(row):
     """Whether the mean meets its target: yes, no, or nothing where there is none."""
     if not row["target"]:
@@ -79,7 +67,6 @@ def main():
     readme = ROOT / "README.md"
     results = ROOT / "results" / "nano.json"
     text = fill(readme.read_text(), "results", results_table(results))
-    text = fill(text, "paths", paths_table(ROOT / "results" / "paths.json"))
     readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
     for run in sys.argv[1:2]:

@@ -18,7 +18,7 @@ from .world import content, dense, problems as world, tools
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2}
-PATHS = {"picture": (0.10, 0.40), "clip": (0.20, 0.60)}    # shares of the steps between which they go from easy to the exam's difficulty (ours)
+PATHS = {"picture": (0.10, 0.40), "clip": (0.20, 0.60)}    # from easy to the exam's difficulty between these shares of the steps (ours)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
@@ -30,12 +30,12 @@ PRETRAIN = {
     "arithmetic": 0.045, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                              # text
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "arithmetic", "program", "wiki")}
-EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}    # at the start
+EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.15, "scene_text": 0.36, "category": 0.06, "capital": 0.04, "ocr_text": 0.04, "clip_text": 0.05, "arithmetic": 0.13,
        "tool": 0.15, "crop_call": 0.02}
-EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}    # at the start
+EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.20, "scene_text": 0.32, "category": 0.06, "capital": 0.04, "ocr_text": 0.05, "clip_text": 0.06, "arithmetic": 0.13,

@@ -30,7 +30,7 @@ def boxes(rng, level):
 
 def album(rng, level, pictures=5):
     """[(picture, name)]: one thing that fills most of a small canvas, so that nobody has to guess which name is whose. Forms are learned
-    here first: with several things a picture from the start, 64,000 of them left the eight kinds at chance."""
+    here first: from pictures with several things alone, colours were learned and the eight kinds stayed at chance."""
     out = []
     for _ in range(pictures):
         colour, kind = sample_kinds(rng, 1, "train")[0] if rng.random() < 0.45 else (None, ALL[rng.integers(len(ALL))].name)
@@ -53,7 +53,7 @@ def handwriting(rng, level, pictures=4):
 
 def events(rng, level, clips=3):
     """[(clip, what each thing does)]. At level 0 a yellow square on dark ground moves, appears or vanishes: telling early from late is
-    learned from the last two, and the direction of motion only after it (without them it stays a guess between two opposite ways)."""
+    learned from the last two, and it helps to tell a direction from its opposite."""
     return [event(rng, level) for _ in range(clips)]
 
 
