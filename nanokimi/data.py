@@ -33,11 +33,6 @@ TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
-SFT = {"document": 0.15, "scene_text": 0.36, "category": 0.06, "capital": 0.04, "ocr_text": 0.04, "clip_text": 0.05, "arithmetic": 0.13,
-       "tool": 0.15, "crop_call": 0.02}
-EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
-DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
-# The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.20, "scene_text": 0.32, "category": 0.06, "capital": 0.04, "ocr_text": 0.05, "clip_text": 0.06, "arithmetic": 0.13,
        "tool": 0.13, "crop_call": 0.01}
 
@@ -199,8 +194,8 @@ def sft_document(rng, tokenizer, vision, length):
         problems = make_problems(kind, rng)
         problem = problems[rng.integers(len(problems))]
         messages, thinking = chat_messages(problem, rng)
-        tools = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
-        out = no_media(tokenizer.render_chat(messages, tools=tools, thinking=thinking), tokenizer)
+        declared = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
+        out = no_media(tokenizer.render_chat(messages, tools=declared, thinking=thinking), tokenizer)
         if len(out.ids) <= length:
             return kind, out
 

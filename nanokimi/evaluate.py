@@ -69,7 +69,7 @@ def question_content(parts, problem):
 
 
 def tool_media(problem):
-    """What the tool finds as `img`: the pixels of the problem's picture, or those that its text spells out."""
+    """What the tool finds as `img`: the pixels of the problem's picture, or of the one that its text is about."""
     pixels = problem.meta.get("img", next((part.pixels for part in problem.context if isinstance(part, Image)), None))
     return {} if pixels is None else {"img": pixels}
 

@@ -130,7 +130,8 @@ def deepseek_v3_config(cfg: LanguageConfig) -> dict:
 
 
 def kimi_k25_config(cfg: ModelConfig, media_pad: int) -> dict:
-    """Arguments of transformers' Kimi_K25Config. Pictures and clips share one placeholder, as in the released model."""
+    """Arguments of transformers' Kimi_K25Config. Pictures and clips share one placeholder, as in the released model;
+    transformers' own id for clips is one that never occurs."""
     v = cfg.vision
     assert v.eps == 1e-5 and v.rope_theta == 10000.0, "transformers fixes the vision norms at eps 1e-5 and the vision rope at theta 10000"
     vision = {"patch_size": v.patch, "hidden_size": v.dim, "num_hidden_layers": v.layers, "num_attention_heads": v.heads,

@@ -211,7 +211,7 @@ def paragraph(ax, x, y, right, text, lines, **look):
     width = int((right - x) / (0.078 if look.get("weight") == "bold" else 0.069))      # characters of 9 pt DejaVu Sans
     wrapped = [piece for line in text.splitlines() for piece in textwrap.wrap(line, width)]
     if len(wrapped) > lines:
-        wrapped = wrapped[:lines - 1] + [textwrap.shorten(wrapped[lines - 1] + " " + "x" * width, width, placeholder=" \u2026")]
+        wrapped = [*wrapped[:lines - 1], wrapped[lines - 1][:width - 2] + " \u2026"]
     for i, line in enumerate(wrapped):
         ax.text(x, y + 0.165 * i, line, va="center", parse_math=False, fontsize=9, **look)
     return y + 0.165 * len(wrapped)

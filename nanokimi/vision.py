@@ -149,7 +149,7 @@ def time_table(frames: int, dim: int) -> torch.Tensor:
 
 def smooth_table(side: int, dim: int) -> torch.Tensor:
     """Where the learned position table (side, side, dim) starts: waves of half to two periods a picture in x, then in y. Places can be read
-    off it from the first step; from small noise, boxes were hardly learned. Ours: K2.5's table comes out of SigLIP."""
+    off it from the first step; from small noise, they were learned more slowly. Ours: K2.5's table comes out of SigLIP."""
     frequency = math.pi / side * 2 ** torch.linspace(0, 2, dim // 4)                        # (dim / 4,)
     angles = torch.outer(torch.arange(side) + 0.5, frequency)
     wave = 0.7 * torch.cat([angles.sin(), angles.cos()], dim=1)                             # (side, dim / 2)

@@ -1,4 +1,7 @@
 """Data: packing, masks, the zero-vision promise, a data position that is one number."""
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +124,14 @@ def test_the_path_begins_with_single_things_and_text_keeps_its_share(tokenizer):
     assert not set(first) & set(data.EASIER) and set(data.EASIER) <= set(last)
     text = [np.mean([kind in (*data.TEXT, "tool") for kind in kinds]) for kinds in (first, last)]
     assert abs(text[0] - text[1]) < 0.05
+
+
+def test_no_name_is_given_twice():
+    """Two tables of the same name look like one, and the second wins in silence."""
+    for path in (Path(data.__file__).parent).rglob("*.py"):
+        names = [target.id for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)
+                 for target in node.targets if isinstance(target, ast.Name)]
+        assert len(names) == len(set(names)), f"{path.name}: {[name for name in names if names.count(name) > 1]}"
 
 
 def test_answers_end_where_their_line_ends(tokenizer):

@@ -8,7 +8,7 @@ from nanokimi.vision import navit_resize
 from nanokimi.world import content, dense, draw, exam, problems as world, scenes, tools, verify
 from nanokimi.world.types import Clip, Image
 
-EXAM_SHA256 = "aec8e65645e7aab58f118f17ea385843b07f7763d7c159c7b0886997d8171a1c"
+EXAM_SHA256 = "cd9bd6d023d462c1e292a82b4c6d127b62195dedefed3451c38adce876856a1b"
 
 
 def rng(seed=0):
@@ -130,7 +130,9 @@ def test_blind_and_clip_controls():
     (", ".join(["1 1"] * 8), "1 1", "points", 0), ("star('red', 50, 50, 40);", "star('red', 50, 50, 40);", "program", 1),
     ("for size in [40]: star('red', 50, 50, size)", "star('red', 50, 50, 40);", "program", 1), ("star('red', 50, 50", "star('red', 50, 50, 40);", "program", 0),
     ("star('blue', 50, 50, 40);", "star('red', 50, 50, 40);", "program", 0), ("moon('red', 1, 2, 3);", "star('red', 50, 50, 40);", "program", 0),
-    ("calls = 'x' * 50", "star('red', 50, 50, 40);", "program", 0), ("square('red', 25, 50, 50);", "square('red', 25, 50, 50); square('red', 75, 50, 50);", "program", 0.5), ("Octopus.", "octopus", "exact", 1), ("123", "124", "ocr", 2 / 3)])
+    ("calls = [5]", "star('red', 50, 50, 40);", "program", 0), ("calls = [('moon', 'red', 1, 2, 3)]", "star('red', 50, 50, 40);", "program", 0),
+    ("calls = [('star', [], 1, 2, 3)]", "star('red', 50, 50, 40);", "program", 0), ("9" * 5000 + " 1 1 1", "0 0 1 1", "box", 0),
+    ("1 1 100 100", "1 1 99 99", "box", 0), ("calls = 'x' * 50", "star('red', 50, 50, 40);", "program", 0), ("square('red', 25, 50, 50);", "square('red', 25, 50, 50); square('red', 75, 50, 50);", "program", 0.5), ("Octopus.", "octopus", "exact", 1), ("123", "124", "ocr", 2 / 3)])
 def test_verifiers(answer, truth, verifier, score):
     assert verify.VERIFIERS[verifier](answer, truth) == pytest.approx(score, abs=0.1 if verifier == "program" else 1e-6)
 

@@ -1,7 +1,7 @@
 """Training-only pictures and clips with the most to say for their price: small canvases, several things on each, every one of them named.
 
-A document from here costs a third of a picture with questions and teaches three times as much, which is what an encoder that starts from
-nothing needs. The exam never draws from this file. All sizes and shares are ours; `level` as in problems.py.
+A document from here costs less than a picture with questions, and almost every token of it is learned: an encoder that starts from nothing
+needs many examples. The exam never draws from this file. All sizes and shares are ours; `level` as in problems.py.
 """
 from . import content, draw
 from .problems import ALL, IN_SCENES, shown_order

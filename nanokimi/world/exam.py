@@ -13,7 +13,7 @@ import numpy as np
 from . import problems as world, tools, verify
 from .types import Clip, Image
 
-VERSION = 2
+VERSION = 3
 
 
 def _pick(problems, rng, wanted):

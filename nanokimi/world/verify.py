@@ -34,15 +34,16 @@ def caption_f1(answer, truth):
 
 def count(answer, truth):
     """1 - |difference| / truth, not below 0: counting by difference, as in K2.5 4.4.2 (the map is ours)."""
-    if not re.fullmatch(r"\d{1,3}", normalise(answer)):
+    if not re.fullmatch(r"[0-9]{1,3}", normalise(answer)):
         return 0.0
     return max(0.0, 1 - abs(int(normalise(answer)) - int(truth)) / max(1, int(truth)))
 
 
 def places(text, size):
     """[(numbers)] of a comma-separated list of places with `size` whole numbers in 0..99 each; None if anything else is said."""
-    groups = [[int(number) for number in part.split()] if re.fullmatch(r"[\d ]+", part) else [] for part in normalise(text).split(",")]
-    return groups if all(len(group) == size and max(group) <= 99 for group in groups) else None
+    parts = [part.split() for part in normalise(text).split(",")]
+    good = all(len(part) == size and all(re.fullmatch(r"[0-9]{1,2}", number) for number in part) for part in parts)
+    return [[int(number) for number in part] for part in parts] if good else None
 
 
 def matched_f1(answer, truth, size, similar):
@@ -79,6 +80,12 @@ def points(answer, truth):
 CALLS = "calls = []\n" + "".join(f"def {kind}(*a): calls.append(('{kind}', *a))\n" for kind in draw.KINDS)
 
 
+def is_call(call):
+    """Whether this is (kind, colour, x, y, size) with known names and sensible numbers: a program may put anything into its list."""
+    return (type(call) is tuple and len(call) == 5 and call[0] in draw.KINDS and type(call[1]) is str and call[1] in draw.COLOURS
+            and all(type(v) is int and -99 <= v <= 199 for v in call[2:]))
+
+
 def drawn(program):
     """What a drawing program draws, run in the sandbox: (100, 100, 3) uint8 on a black canvas, or None if it fails."""
     with Sandbox() as box:
@@ -87,7 +94,7 @@ def drawn(program):
     if not result.ok or not isinstance(result.value, list):
         return None
     for call in result.value[:20]:
-        if not (len(call) == 5 and call[1] in draw.COLOURS and all(type(v) is int and -99 <= v <= 199 for v in call[2:])):
+        if not is_call(call):
             return None
         draw.draw_shape(canvas, *call)
     return draw.finish(canvas)
