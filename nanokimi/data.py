@@ -24,17 +24,18 @@ SHARDS = 2                      # parts of a step; the number of processes must 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "caption": 0.14, "boxes": 0.06, "album": 0.12, "handwriting": 0.05, "events": 0.13,                               # dense: no questions
-    "scene": 0.15, "counting": 0.07, "naming": 0.04, "ocr": 0.03, "clip": 0.05,                                        # with questions
-    "scene_text": 0.08, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,                     # their twins
-    "arithmetic": 0.045, "tool": 0.005, "program": 0.005, "wiki": 0.005,                                              # text
+    "events": 0.11, "clip": 0.05,                                                                    # clips: dense, and with questions
+    "album": 0.10, "handwriting": 0.06, "caption": 0.11, "boxes": 0.05,                              # pictures, dense
+    "scene": 0.13, "counting": 0.06, "naming": 0.03, "ocr": 0.02,                                    # pictures with questions
+    "scene_text": 0.12, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,    # their twins
+    "arithmetic": 0.09, "tool": 0.02, "program": 0.005, "wiki": 0.005,                               # text
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "arithmetic", "program", "wiki")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.20, "scene_text": 0.32, "category": 0.06, "capital": 0.04, "ocr_text": 0.05, "clip_text": 0.06, "arithmetic": 0.13,
-       "tool": 0.13, "crop_call": 0.01}
+       "tool": 0.12, "crop_call": 0.02}
 
 
 # ---- media -----------------------------------------------------------------------------------------------------------------------
@@ -109,12 +110,18 @@ def dense_document(items, vision):
     return [part for media, words in items for part in (prepared(media, vision), Learn(words))]
 
 
-def pretrain_document(rng, tokenizer, vision, length, progress=1.0, mix=PRETRAIN):
-    """Draw one document of the mix: (kind, Rendered). progress: share of the steps that are done."""
-    kind = str(rng.choice(list(mix), p=normalised(mix)))
+def draw_kinds(rng, mix, number):
+    """`number` kinds of a mix by systematic sampling: every share is met within one document, so that steps, and the processes that share
+    a step, have equally much to do."""
+    places = (np.arange(number) + rng.random()) / number
+    return [list(mix)[i] for i in np.searchsorted(normalised(mix).cumsum()[:-1], places, side="right")]
+
+
+def pretrain_document(rng, tokenizer, vision, length, kind, progress=1.0):
+    """One document of this kind, or of an easier one: (kind, Rendered). progress: share of the steps that are done."""
     start, end = PATHS["clip" if kind in ("clip", "events") else "picture"]
     level = min(1.0, max(0.0, (progress - start) / (end - start)))
-    if level == 0 or rng.random() >= 3 * level:
+    if rng.random() >= 3 * level:
         kind = EASIER.get(kind, kind)
     if kind == "wiki":
         out = tokenizer.render_document(wiki_document(rng, length))
@@ -188,9 +195,9 @@ def no_media(out, tokenizer):
 def sft_document(rng, tokenizer, vision, length):
     """One chat (or document) of the cold start: (kind, Rendered). Text only: asserted, not hoped (K2.5 2.2)."""
     while True:
-        kind = str(rng.choice(list(SFT), p=normalised(SFT)))
+        kind, = draw_kinds(rng, SFT, 1)
         if kind == "document":
-            return kind, no_media(pretrain_document(rng, tokenizer, vision, length, mix=TEXT)[1], tokenizer)
+            return kind, no_media(pretrain_document(rng, tokenizer, vision, length, *draw_kinds(rng, TEXT, 1))[1], tokenizer)
         problems = make_problems(kind, rng)
         problem = problems[rng.integers(len(problems))]
         messages, thinking = chat_messages(problem, rng)
@@ -267,7 +274,8 @@ class Batches(Dataset):
         rng = np.random.default_rng([self.seed, STAGES[self.stage], step, shard])
         number = self.documents // SHARDS
         if self.stage == "pretrain":
-            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, step / self.steps) for _ in range(number)]
+            drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, kind, step / self.steps)
+                     for kind in draw_kinds(rng, PRETRAIN, number)]
         else:
             drawn = [sft_document(rng, self.tokenizer, self.vision, self.length) for _ in range(number)]
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)

@@ -5,17 +5,19 @@
         optimizer.set_schedule(wsd(step, total, warmup=50, decay_share=0.3))
         loss.backward(); optimizer.step(); optimizer.zero_grad(); qk_clip(model, tau=100.0)
 
-Left out: sharding (ZeRO-1). Max logits over processes: plan.share_statistics.
+With several processes each orthogonalises a share of the matrices (Moonlight's distributed Muon); every one keeps the whole momentum, as
+sharding it (ZeRO-1) saves memory that we do not lack. Max logits over processes: plan.share_statistics.
 """
 import math
 from collections import defaultdict
 
 import torch
+import torch.distributed as dist
 from torch.optim.adamw import adamw
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # ML#2: quintic with the steepest slope at 0
 ADAMW_TABLES = ("language.embed.weight", "language.head.weight", "vision.embed.pos")    # they look like matrices but are not
-CHUNK = 2 ** 20                                # ours: elements per Newton-Schulz batch; its temporaries fit the cache (1.5x faster on CPU)
+CHUNK = 2 ** 17                                # ours: elements per Newton-Schulz batch; its temporaries fit the cache (1.5x faster on CPU)
 
 
 def newton_schulz(update, dtype=torch.bfloat16, steps=5):
@@ -48,13 +50,37 @@ def orthogonal_updates(stacks, dtype=torch.bfloat16):
     buckets = defaultdict(list)
     for i, s in enumerate(wide):
         buckets[s.shape[1:]].append(i)
-    updates = [None] * len(stacks)
+    updates, batches = [None] * len(stacks), {shape: torch.cat([wide[i] for i in members]) for shape, members in buckets.items()}
+    chunks = {(n, m): batch.split(max(1, CHUNK // (n * m))) for (n, m), batch in batches.items()}
+    done = iter(shared_newton_schulz([chunk for parts in chunks.values() for chunk in parts], dtype))
     for (n, m), members in buckets.items():
-        chunks = torch.cat([wide[i] for i in members]).split(max(1, CHUNK // (n * m)))
-        O = torch.cat([newton_schulz(chunk, dtype) for chunk in chunks]).float().mul_(rms_scale(n, m))    # (sum k, n, m)
+        O = torch.cat([next(done) for _ in chunks[n, m]]).float().mul_(rms_scale(n, m))                   # (sum k, n, m)
         for i, part in zip(members, O.split([len(wide[i]) for i in members])):
             updates[i] = part.mT if stacks[i].shape[1] > n else part
     return updates
+
+
+def shared_newton_schulz(chunks, dtype):
+    """Newton-Schulz of every chunk (k, n, m), in order. Several processes do a share each and exchange what they did: the same numbers."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [newton_schulz(chunk, dtype) for chunk in chunks]
+    owners = fair_shares([chunk.shape[1] * chunk.numel() for chunk in chunks], dist.get_world_size())
+    whole = torch.zeros(sum(chunk.numel() for chunk in chunks), dtype=dtype, device=chunks[0].device)
+    parts = [part.view_as(chunk) for part, chunk in zip(whole.split([chunk.numel() for chunk in chunks]), chunks)]
+    for part, chunk, owner in zip(parts, chunks, owners):
+        if owner == dist.get_rank():
+            part.copy_(newton_schulz(chunk, dtype))
+    dist.all_reduce(whole)                                             # everything else is zero: a sum that is exact
+    return parts
+
+
+def fair_shares(costs, processes):
+    """Which process takes which job: the most expensive first, each to the one with the least to do."""
+    owners, busy = [0] * len(costs), [0] * processes
+    for job in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owners[job] = busy.index(min(busy))
+        busy[owners[job]] += costs[job]
+    return owners
 
 
 def matrices(name, shape):

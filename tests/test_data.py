@@ -119,11 +119,21 @@ def test_training_never_uses_another_split(tokenizer, monkeypatch):
 def test_the_path_begins_with_single_things_and_text_keeps_its_share(tokenizer):
     """Pictures with several things wait; the share of text documents is the same from the first step (early fusion)."""
     rng = np.random.default_rng(0)
-    draw = lambda progress: [data.pretrain_document(rng, tokenizer, VISION, LENGTH, progress)[0] for _ in range(600)]
+    draw = lambda progress: [data.pretrain_document(rng, tokenizer, VISION, LENGTH, kind, progress)[0]
+                             for kind in data.draw_kinds(rng, data.PRETRAIN, 600)]
     first, last = draw(0.0), draw(1.0)
     assert not set(first) & set(data.EASIER) and set(data.EASIER) <= set(last)
     text = [np.mean([kind in (*data.TEXT, "tool") for kind in kinds]) for kinds in (first, last)]
-    assert abs(text[0] - text[1]) < 0.05
+    assert abs(text[0] - text[1]) < 0.01
+
+
+def test_every_batch_meets_the_shares_within_one_document():
+    mix = {"a": 0.5, "b": 0.3, "c": 0.2}
+    for seed in range(20):
+        kinds = data.draw_kinds(np.random.default_rng(seed), mix, 11)
+        assert len(kinds) == 11 and all(abs(kinds.count(kind) - 11 * share) < 1 for kind, share in mix.items())
+    first = [data.draw_kinds(np.random.default_rng(seed), mix, 1)[0] for seed in range(3000)]
+    assert all(abs(first.count(kind) / 3000 - share) < 0.03 for kind, share in mix.items())
 
 
 def test_no_name_is_given_twice():

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 import nanokimi.language as language
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import NanoKimi
-from nanokimi.muon import MuonClip, matrices, newton_schulz, orthogonal_updates, qk_clip, wsd
+from nanokimi.muon import MuonClip, fair_shares, matrices, newton_schulz, orthogonal_updates, qk_clip, wsd
 
 torch.set_num_threads(1)
 SHAPES = [(48, 48), (32, 96), (96, 32), (8, 64)]
@@ -70,6 +71,30 @@ def test_batching_over_shapes_changes_nothing():
 
 
 # ------------------------------------------------------------------------------------------------------------ the split
+
+def test_fair_shares():
+    assert fair_shares([1.0, 5.0, 2.0, 2.5], 2) == [1, 0, 1, 1]                # 5 against 2.5 + 2 + 1
+    assert fair_shares([3.0, 3.0], 1) == [0, 0]
+
+
+def one_step(rank, processes, folder):
+    """One MuonClip step as process `rank` of several; the parameters go to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet{processes}", rank=rank, world_size=processes)
+    model = tiny_model()
+    optimizer = MuonClip(model.named_parameters(), lr=1e-2)
+    fill_gradients(model.parameters(), 1)
+    optimizer.step()
+    torch.save(torch.cat([p.detach().flatten() for p in model.parameters()]), f"{folder}/{processes}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_that_share_newton_schulz_do_the_same_step_as_one(tmp_path):
+    for processes in (1, 3):
+        torch.multiprocessing.spawn(one_step, (processes, str(tmp_path)), nprocs=processes)
+    alone, *together = [torch.load(tmp_path / name) for name in ("1-0.pt", "3-0.pt", "3-1.pt", "3-2.pt")]
+    assert all(torch.equal(alone, other) for other in together)
+
 
 def test_split_of_the_real_model():
     stacks = {name: matrices(name, p.shape) for name, p in tiny_model().named_parameters()}

@@ -195,6 +195,13 @@ def test_dense_boxes_and_events_say_what_is_drawn():
                 (y0, x0), (y1, x1) = drawn.min(0), drawn.max(0)
                 seen = f"{x0 * 100 // scene.width} {y0 * 100 // scene.height} {x1 * 100 // scene.width} {y1 * 100 // scene.height}"
                 assert verify.box(seen, " ".join(map(str, thing.box(scene.width, scene.height)))) > 0.5
+    for seed in range(60):
+        [(picture, said)] = dense.boxes(rng(seed), 0.0)
+        for colour, _, *box in [item.split() for item in said.strip(" .").split(", ") if item.split()[0] in draw.COLOURS]:
+            height, width = picture.pixels.shape[:2]
+            x0, y0, x1, y1 = (int(place) * side // 100 for place, side in zip(box[-4:], (width, height, width, height)))
+            inside = np.abs(picture.pixels[y0:y1 + 1, x0:x1 + 1] - draw.COLOURS[colour]).sum(-1).min()
+            assert inside < 90, f"{said}: nothing {colour} in {box}"
     words = {clip_words for seed in range(300) for _, clip_words in dense.events(rng(seed), 1.0)}
     assert all(any(verb in text for text in words) for verb in ("moves up left", "appears", "vanishes", "blinks", "stays", "first the"))
 
