@@ -75,8 +75,8 @@ class Preset:
     qk_clip: float = 30.0           # tau; K2: 100, its small ablation: 30
     balance_rate: float = 1e-3      # of the selection bias, DS3; 0 while the rate decays
     clip_grad: float = 1.0
-    pretrain_share: float = 0.78    # of the minutes; the rest is the tokenizer, the cold start and the evaluation
-    sft_steps: int = 450
+    pretrain_share: float = 0.82    # of the minutes; the rest is the tokenizer, the cold start and the evaluation
+    sft_steps: int = 400
     sft_documents: int = 40
     sft_length: int = 384           # a chat with a tool call is longer than a document
     sft_lr: float = 1e-3
@@ -93,5 +93,5 @@ PRESETS = {
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
                     minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8),
-    "nano": Preset(nano_model(), minutes=20, documents=40, length=192),
+    "nano": Preset(nano_model(), minutes=20, documents=48, length=192),
 }

@@ -64,7 +64,7 @@ def event(rng, level):
     if len(set(kinds)) < len(kinds):
         return event(rng, level)
     frames = int(rng.integers(5, 13)) if rng.random() < 0.25 * level else 4
-    scene = sample_scene(rng, "train", kinds=kinds, sides=(24, 40 + round(24 * level)))
+    scene = sample_scene(rng, "train", kinds=kinds, sides=(24, 40 + round(8 * level)))
     acts = {thing: act(rng, scene, thing, frames) for thing in scene.things}
     plot = rng.random() / max(level, 1e-6)
     if plot < 0.3:                                                       # one thing acts, the others stay
