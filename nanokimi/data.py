@@ -236,8 +236,17 @@ def to_batch(rows, length, pad, patch):
             targets[r, start:start + n - 1] = np.where(doc.mask[1:], doc.ids[1:], -100)
             start += n
     clips = [clip for row in rows for doc in row for clip in doc.clips]
-    patches, grid_thw = patchify(clips, patch) if clips else (None, [])
-    return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, segments)), patches, grid_thw)
+    unique = list({id(clip): clip for clip in clips}.values())          # the responses to one problem share its picture: encode it once
+    patches, grid_thw = patchify(unique, patch) if clips else (None, [])
+    media = shared_media(clips, unique, patch) if len(unique) < len(clips) else None
+    return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, segments)), patches, grid_thw, media)
+
+
+def shared_media(clips, unique, patch):
+    """Which media token of the `unique` clips stands at each media token of `clips`: (M,)."""
+    ends = np.cumsum([clip.tokens(patch) for clip in unique])
+    spans = {id(clip): np.arange(end - clip.tokens(patch), end) for clip, end in zip(unique, ends)}
+    return torch.from_numpy(np.concatenate([spans[id(clip)] for clip in clips]))
 
 
 # ---- the stream ----------------------------------------------------------------------------------------------------------------------

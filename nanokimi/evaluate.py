@@ -21,6 +21,7 @@ from . import data, plan, report
 from .checkpoint import write_json
 from .engine import Engine
 from .model import load
+from .rollout import chat_prompt, content_of, question_content, tool_media
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import exam
@@ -52,31 +53,10 @@ def ask_document(engine, problems, think=False):
 
 def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
     """Responses in chat, tools run in the sandbox if they are declared."""
-    vision, prompts, sandboxes = engine.model.config.vision, [], []
-    for p in problems:
-        content = question_content([data.prepared(part, vision) for part in p.context], p)
-        prompts.append(engine.tokenizer.render_chat([{"role": "user", "content": content}], tools=[data.PYTHON_TOOL] if tools else None,
-                                                    thinking=thinking, generate=True))
-        sandboxes.append(Sandbox(tool_media(p)))
+    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, thinking, tools) for p in problems]
     if not tools:
         return [r for (r,) in engine.generate(prompts, max_new=max_new)]
-    return engine.converse(prompts, sandboxes, max_new=max_new, max_turns=2)
-
-
-def question_content(parts, problem):
-    """The user's turn: media or text, a space as in training, the question."""
-    return [*parts, f" {problem.question}" if parts else problem.question]
-
-
-def tool_media(problem):
-    """What the tool finds as `img`: the pixels of the problem's picture, or of the one that its text is about."""
-    pixels = problem.meta.get("img", next((part.pixels for part in problem.context if isinstance(part, Image)), None))
-    return {} if pixels is None else {"img": pixels}
-
-
-def content_of(response):
-    """The answer in a response, without its thinking."""
-    return response.parsed["content"].strip()
+    return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=2)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------------

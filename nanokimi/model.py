@@ -26,6 +26,7 @@ class Batch:
     segments: torch.Tensor                  # (B, T) long, 0 = padding
     patches: torch.Tensor | None = None     # (P, 3 * patch * patch) uint8
     grid_thw: list = field(default_factory=list)
+    media: torch.Tensor | None = None       # (M,) where documents share clips: which encoder output each media token takes
     denominator: int = 0                    # targets of the FULL batch; 0 = count this one
     rows: int = 0                           # rows of the FULL batch; 0 = count this one
 
@@ -40,6 +41,7 @@ class Batch:
 
     def split(self, rows: int, media_pad: int) -> list["Batch"]:
         """Micro-batches of `rows` rows whose losses and gradients add up to the full batch's."""
+        assert self.media is None, "documents that share clips cannot be split: their gradients meet in the encoder"
         parts, clip, patch = [], 0, 0
         for start in range(0, len(self.ids), rows):
             cut = {name: getattr(self, name)[start:start + rows] for name in ("ids", "targets", "positions", "segments")}
@@ -64,36 +66,42 @@ class NanoKimi(nn.Module):
         self.projector = Projector(config.vision, config.language.dim)
         self.language = LanguageModel(config.language)
 
-    def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = ()) -> torch.Tensor:
-        """Token embeddings (B, T, d) with the media rows put in, in order."""
+    def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = (), order: torch.Tensor | None = None):
+        """Token embeddings (B, T, d) with the media rows put in, in order; with `order`, those rows of the encoder's output."""
         x = self.language.embed(ids)
         device = ids.device.type
         x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
         where = ids == self.media_pad
-        expected = sum(h * w // 4 for _, h, w in grid_thw)
+        expected = sum(h * w // 4 for _, h, w in grid_thw) if order is None else len(order)
         assert int(where.sum()) == expected, f"{int(where.sum())} media tokens in ids, but the clips {list(grid_thw)} give {expected}"
         if not grid_thw:
             return x
         media = self.projector(self.vision(patches, list(grid_thw)))        # (M, d)
+        media = media if order is None else media.index_select(0, order)
         return x.flatten(0, 1).index_copy(0, where.flatten().nonzero()[:, 0], media.to(x.dtype)).view_as(x)
 
     def forward(self, batch: Batch, cache: Cache | None = None, aux: list | None = None) -> torch.Tensor:
         """-> hidden (B, T, d) after the final norm; `self.language.head` makes logits of it. `aux`: see LanguageModel."""
-        x = self.embed(batch.ids, batch.patches, batch.grid_thw)
+        x = self.embed(batch.ids, batch.patches, batch.grid_thw, batch.media)
         return self.language(x, batch.positions, batch.segments, cache, aux)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict]:
         """(scalar fp32 = cross-entropy + balance loss, detached parts). Micro-batches of one full batch add up to its loss."""
+        logprobs, aux = self.target_logprobs(batch)
+        ce = -logprobs.sum() / max(1, batch.denominator)
+        loss = ce + self.config.language.aux_alpha * aux
+        return loss, {"loss": loss.detach(), "ce": ce.detach(), "aux": aux.detach(), "tokens": len(logprobs)}
+
+    def target_logprobs(self, batch: Batch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probabilities (n,) of the targets in reading order, fp32, at a sampling temperature; balance loss, 0 in eval mode)."""
         aux = []
         hidden = self(batch, aux=aux)
         where = (batch.targets != NO_LOSS).flatten().nonzero()[:, 0]        # the head runs here only: logits are what fills memory
         padded = F.pad(where, (0, -len(where) % ALIGN))                     # few shapes for the matmul; extra rows are cut off
         logits = self.language.head(hidden.flatten(0, 1).index_select(0, padded))[:len(where)]
-        total = -token_logprobs(logits, batch.targets.flatten()[where]).sum()
-        ce = total / max(1, batch.denominator)
-        aux = sum(aux, torch.zeros_like(ce)) / batch.rows                   # per sequence = row, then the mean over rows; 0 in eval
-        loss = ce + self.config.language.aux_alpha * aux
-        return loss, {"loss": loss.detach(), "ce": ce.detach(), "aux": aux.detach(), "tokens": len(where)}
+        logits = logits if temperature == 1.0 else logits / temperature
+        logprobs = token_logprobs(logits, batch.targets.flatten()[where])
+        return logprobs, sum(aux, logprobs.new_zeros(())) / batch.rows      # per sequence = row, then the mean over rows
 
 
 def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:

@@ -1,0 +1,180 @@
+"""Rollouts: which problems are asked, the responses to them, their rewards, and the batches that train on them.
+
+An iteration draws problems from a pool, samples k responses to each with the current weights, verifies them, and packs the groups whose
+rewards differ. Domains are abilities, not modalities (K2.5 report 4.4): each has pictures or clips, and text where a twin exists.
+Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no hand-over).
+"""
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import data
+from .engine import Engine, Response
+from .model import Batch
+from .sandbox import Sandbox
+from .tokenizer import Rendered, Tokenizer
+from .world import problems as world, tools, verify
+from .world.types import Image, Problem
+
+MAKERS = {                      # (ability, modality) -> problems of the train split; what a problem needs beyond its ability is drawn again
+    ("perception", "image"): lambda rng: world.scene_problems(rng, "train"),
+    ("counting", "image"): lambda rng: world.counting_problems(rng, "train")[:1],
+    ("grounding", "image"): lambda rng: world.scene_problems(rng, "train"),
+    ("reasoning", "image"): lambda rng: world.scene_problems(rng, "train"),
+    ("ocr", "image"): lambda rng: world.ocr_problems(rng, "train"),
+    ("knowledge", "image"): lambda rng: world.naming_problems(rng, "train"),
+    ("code", "image"): lambda rng: tools.picture_tool_problems(rng, "train"),
+    ("video", "video"): lambda rng: CLIPS[rng.integers(len(CLIPS))](rng, "train"),
+    ("counting", "text"): lambda rng: world.scene_problems(rng, "train", modality="text"),
+    ("reasoning", "text"): lambda rng: [lambda: world.arithmetic_problems(rng, "train"),
+                                        lambda: world.scene_problems(rng, "train", modality="text")][rng.integers(2)](),
+    ("knowledge", "text"): lambda rng: world.category_problems(rng, "train")[1:],
+    ("code", "text"): lambda rng: tools.tool_problems(rng, "train"),
+    ("video", "text"): lambda rng: world.clip_twin_problems(rng, "train"),
+}
+CLIPS = (world.direction_problems, world.appear_problems, world.order_problems)
+STREAM = 7                      # separates RL's random numbers from those of pre-training and the cold start
+MAX_TURNS = 3                   # calls of the tool, plus one (ours)
+
+
+# ---- problems ------------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Item:
+    """One problem of the pool as a recipe (it is drawn again from its seed), and how often it was solved."""
+    ability: str
+    modality: str
+    seed: int
+    difficulty: float = 0.5     # 1 - pass rate of the starting model (k1.5 2.1)
+    success: float = 0.5        # moving average of later pass rates
+
+    def problem(self) -> Problem:
+        """The problem; flags never meet capitals here either."""
+        rng = np.random.default_rng([STREAM, self.seed])
+        while True:
+            fitting = [p for p in MAKERS[self.ability, self.modality](rng) if p.ability == self.ability]
+            if fitting:
+                return fitting[rng.integers(len(fitting))]
+
+
+def make_pool(number: int, visual: float, seed: int) -> list[Item]:
+    """`number` recipes, a share `visual` of them on pictures and clips, abilities in equal parts within each half."""
+    seen, read = ([key for key in MAKERS if (key[1] != "text") == wanted] for wanted in (True, False))
+    keys = [seen[i % len(seen)] for i in range(round(visual * number))]
+    keys += [read[i % len(read)] for i in range(number - len(keys))]
+    return [Item(*key, seed=seed * 10 ** 6 + i) for i, key in enumerate(keys)]
+
+
+def choose(pool: list[Item], number: int, rng, easiest: float = 1.0, prioritised: bool = True) -> list[Item]:
+    """Draws different items. Curriculum: only the `easiest` share by difficulty. Prioritised: in proportion to 1 - success (k1.5 2.3.4);
+    a floor of 0.05 (ours) keeps an eye on what seems solved."""
+    allowed = sorted(pool, key=lambda item: item.difficulty)[:max(number, round(easiest * len(pool)))]
+    weights = np.array([max(0.05, 1 - item.success) if prioritised else 1.0 for item in allowed])
+    picks = rng.choice(len(allowed), size=min(number, len(allowed)), replace=False, p=weights / weights.sum())
+    return [allowed[i] for i in picks]
+
+
+# ---- responses -----------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Group:
+    """The k responses to one problem, and their rewards."""
+    item: Item
+    problem: Problem
+    prompt: Rendered
+    responses: list[Response] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to learn: some responses did better than others."""
+        return max(self.rewards) - min(self.rewards) > 1e-6
+
+
+def question_content(parts: list, problem: Problem) -> list | str:
+    """The user's turn: media or text, a space as in training, the question."""
+    return [*parts, f" {problem.question}" if parts else problem.question]
+
+
+def chat_prompt(problem: Problem, tokenizer: Tokenizer, vision, thinking: bool = True, use_tools: bool = False) -> Rendered:
+    """The prompt of a problem in chat, up to where the model begins."""
+    content = question_content([data.prepared(part, vision) for part in problem.context], problem)
+    declared = [data.PYTHON_TOOL] if use_tools else None
+    return tokenizer.render_chat([{"role": "user", "content": content}], tools=declared, thinking=thinking, generate=True)
+
+
+def tool_media(problem: Problem) -> dict:
+    """What the tool finds as `img`: the pixels of the problem's picture, or of the one that its text is about."""
+    pixels = problem.meta.get("img", next((part.pixels for part in problem.context if isinstance(part, Image)), None))
+    return {} if pixels is None else {"img": pixels}
+
+
+def content_of(response: Response) -> str:
+    """The answer in a response, without its thinking."""
+    return response.parsed["content"].strip()
+
+
+def respond(engine: Engine, items: list[Item], k: int, max_new: int, temperature: float, seed: int, thinking: bool = True) -> list[Group]:
+    """k responses to each item's problem, with rewards. The tool is declared where the problem needs it."""
+    vision, tokenizer = engine.model.config.vision, engine.tokenizer
+    problems = [item.problem() for item in items]
+    groups = [Group(item, p, chat_prompt(p, tokenizer, vision, thinking, bool(p.code))) for item, p in zip(items, problems)]
+    plain, tooled = ([g for g in groups if bool(g.problem.code) == wanted] for wanted in (False, True))
+    for group, responses in zip(plain, engine.generate([g.prompt for g in plain], max_new, temperature, seed, k)):
+        group.responses = responses
+    each = [group for group in tooled for _ in range(k)]
+    boxes = [Sandbox(tool_media(group.problem)) for group in each]
+    for group, response in zip(each, engine.converse([g.prompt for g in each], boxes, max_new, MAX_TURNS, temperature, seed + 1)):
+        group.responses.append(response)
+    for group in groups:
+        group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
+    return groups
+
+
+def reward(problem: Problem, response: Response, thinking: bool = True) -> float:
+    """The verifier's score of the answer, in [0, 1]. A broken format earns nothing, a good one earns nothing either: it is a condition."""
+    thought = not thinking or bool((response.parsed["thinking"] or "").strip())
+    fine = response.stop == "end" and response.parsed["well_formed"] and thought
+    return verify.score(problem, content_of(response)) if fine else 0.0
+
+
+# ---- what trains -----------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Training:
+    """A micro-batch of whole groups: the model's input, and what the objectives need in the order of its targets (policy.Samples)."""
+    batch: Batch
+    old: np.ndarray             # (n,) log-probabilities as sampled
+    owner: np.ndarray           # (n,) response of each token
+    reward: np.ndarray          # (R,)
+    baseline: np.ndarray        # (R,)
+    spread: np.ndarray          # (R,)
+
+
+def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, pad: int, most_tokens: int) -> list[Training]:
+    """Packs groups into micro-batches of about `most_tokens` tokens; a group stays whole, so that its picture is encoded once.
+
+    rewards: by group and response, after length penalties and the like.
+    """
+    out, waiting, size = [], [], 0
+    for group, values in zip(groups, rewards):
+        tokens = sum(len(group.prompt.ids) + len(r.ids) for r in group.responses)
+        if waiting and size + tokens > most_tokens:
+            out.append(_training(waiting, patch, pad))
+            waiting, size = [], 0
+        waiting.append((group, values))
+        size += tokens
+    return out + ([_training(waiting, patch, pad)] if waiting else [])
+
+
+def _training(pairs, patch, pad) -> Training:
+    entries = [(response, response.trajectory(group.prompt), value, np.mean(values), np.std(values))
+               for group, values in pairs for response, value in zip(group.responses, values)]
+    documents = {id(doc): n for n, (_, doc, *_) in enumerate(entries)}
+    length = -(-max(len(doc.ids) for _, doc, *_ in entries) // 64) * 64
+    rows = data.pack([doc for _, doc, *_ in entries], length)
+    order = [documents[id(doc)] for row in rows for doc in row]               # packing sorts by length
+    sampled = [[p for p, own in zip(entries[n][0].logprobs, entries[n][0].sampled) if own] for n in order]
+    owner = np.repeat(order, [len(logprobs) for logprobs in sampled])
+    reward, baseline, spread = (np.array(column, np.float32) for column in list(zip(*entries))[2:])
+    return Training(data.to_batch(rows, length, pad, patch), np.concatenate(sampled).astype(np.float32), owner, reward, baseline, spread)
