@@ -1,8 +1,9 @@
 """Batched generation: prefill once, decode many, tools in the loop, log-probabilities recorded (K25a App D: token-in-token-out).
 
 Prompts are sorted by length into batches, left-padded and run once; the latents of Multi-head Latent Attention stay in a cache, so that
-each further token costs one column. Rows that finished are dropped from the batch. Left out: refilling a running batch with new prompts,
-paged caches, top-p, and a cache that survives a tool call (a conversation is prefilled again in every turn).
+each further token costs one column. Rows that finished are dropped from the batch. The k responses to a problem share its prefill, and
+everything that shares a picture shares its encoding. Left out: refilling a running batch with new prompts, paged caches, top-p, and a cache
+that survives a tool call (a conversation is prefilled again in every turn).
 """
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .data import shared_media
 from .language import Cache
 from .tokenizer import Rendered, Tokenizer
 from .vision import patchify, prepare_image
@@ -29,27 +31,53 @@ class Response:
     """What follows a prompt. ids, logprobs and sampled have one entry per token.
 
     logprobs: log pi(token) at the sampling temperature (at 1 when greedy), 0 for forced tokens. sampled: False for tool output, which was
-    forced on the model and is never trained on. clips: pictures behind media_pad tokens in forced output. tools: per tool call, whether it
-    ran without an error. stop: "end", or "length" where it ran out of tokens, context or turns. parsed: the last turn, see
-    Tokenizer.parse_response.
+    forced on the model and is never trained on. versions: of the policy that sampled it (Engine.version). clips: pictures behind media_pad
+    tokens in forced output. tools: per tool call, whether it ran without an error. stop: "end", "repeat" where it said the same again and
+    again, or "length" where it ran out of tokens, context or turns. parsed: the last turn, see Tokenizer.parse_response.
     """
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     clips: list = field(default_factory=list)
     tools: list[bool] = field(default_factory=list)
     stop: str = "length"
     parsed: dict | None = None
 
-    def add(self, ids: list[int], logprobs: list[float], sampled: bool) -> None:
+    def add(self, ids: list[int], logprobs: list[float], sampled: bool, version: int = 0) -> None:
         """Append tokens of one origin."""
         self.ids += ids
         self.logprobs += logprobs
         self.sampled += [sampled] * len(ids)
+        self.versions += [version] * len(ids)
 
     def trajectory(self, prompt: Rendered) -> Rendered:
         """Prompt and response as one document whose mask is the sampled tokens: what the next turn continues and what RL trains on."""
         return Rendered(prompt.ids + self.ids, [False] * len(prompt.ids) + self.sampled, prompt.clips + self.clips)
+
+
+@dataclass
+class Conversation:
+    """A prompt and the response to it, under way. sandbox: None where no tool is declared. turns, max_new: how many more turns it may take,
+    tokens in each. key: its random numbers. over: nothing more will come."""
+    prompt: Rendered
+    key: tuple
+    max_new: int
+    turns: int = 1
+    sandbox: object = None
+    response: Response = field(default_factory=Response)
+    segments: int = 0               # samplings so far: each draws random numbers of its own
+    turn_tokens: int = 0            # of the turn under way
+    asks: bool = False              # waits for the tool
+    over: bool = False
+
+    def context(self) -> Rendered:
+        """What the next token follows; the prompt itself before the first one, so that conversations with one prompt share its prefill."""
+        return self.response.trajectory(self.prompt) if self.response.ids else self.prompt
+
+    def room(self) -> int:
+        """Tokens that the turn may still take."""
+        return self.max_new - self.turn_tokens
 
 
 class Engine:
@@ -61,6 +89,7 @@ class Engine:
         assert vocab == tokenizer.vocab_size, f"the model has {vocab} tokens, the tokenizer {tokenizer.vocab_size}"
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, torch.device(device), precision
         self.rows = ROWS.get(self.device.type, 512)
+        self.version = 0                                                        # of the weights; a trainer counts it up
 
     # ---------------------------------------------------------------- one turn
     def generate(self, prompts: list[Rendered], max_new: int, temperature: float = 0.0, seed: int = 0, k: int = 1) -> list[list[Response]]:
@@ -70,21 +99,24 @@ class Engine:
         A response ends with im_end or eos, after max_new tokens, or where the context is full.
         Raises ValueError for a prompt that leaves no room in the context.
         """
-        return self._generate(prompts, [(seed, i) for i in range(len(prompts))], max_new, temperature, k)
+        out = self._generate([p for p in prompts for _ in range(k)], [(seed, i, j) for i in range(len(prompts)) for j in range(k)],
+                             [max_new] * len(prompts) * k, temperature)
+        return [out[i * k:(i + 1) * k] for i in range(len(prompts))]
 
-    def _generate(self, prompts, keys, max_new: int, temperature: float, k: int) -> list[list[Response]]:
-        out = [[Response() for _ in range(k)] for _ in prompts]
+    def _generate(self, contexts: list[Rendered], keys, limits: list[int], temperature: float) -> list[Response]:
+        """One response to each context, at most `limits` tokens each. Contexts that are the same object are computed once."""
+        out = [Response() for _ in contexts]
 
         def run(batch: list[int]) -> None:
-            flat = [(out[i][j], prompts[i]) for i in batch for j in range(k)]
             with self._inference():
-                for row, token, logprob in self._decode([prompts[i] for i in batch], [keys[i] for i in batch], max_new, temperature, k):
-                    flat[row][0].add([token], [logprob], True)
-            for response, prompt in flat:
-                self._finish(response, prompt)
+                for row, token, logprob in self._decode([contexts[i] for i in batch], [keys[i] for i in batch], [limits[i] for i in batch],
+                                                        temperature):
+                    out[batch[row]].add([token], [logprob], True, self.version)
+            for i in batch:
+                self._finish(out[i], contexts[i])
 
         with self._evaluating():
-            self._run_all(run, self._batches(prompts, k))
+            self._run_all(run, self._batches(contexts))
         return out
 
     @property
@@ -106,20 +138,20 @@ class Engine:
         finally:
             torch.set_num_threads(threads)                                      # the setting leaks into threads that start later
 
-    def _batches(self, prompts, k: int) -> list[list[int]]:
-        """Prompt indices in batches of similar length, longest first: little left padding, and memory runs out at once or never."""
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
-        rows = min(self.rows, max(MIN_ROWS, -(-len(prompts) * k // self.workers)))      # something to do for every worker
+    def _batches(self, contexts) -> list[list[int]]:
+        """Indices in batches of similar length, longest first: little left padding, and memory runs out at once or never."""
+        order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i].ids))
+        rows = min(self.rows, max(MIN_ROWS, -(-len(contexts) // self.workers)))         # something to do for every worker
         batches = []
         while order:
-            size = max(1, min(rows // k, PREFILL_TOKENS // max(1, len(prompts[order[0]].ids))))
+            size = max(1, min(rows, PREFILL_TOKENS // max(1, len(contexts[order[0]].ids))))
             batches.append(order[:size])
             order = order[size:]
         return batches
 
     def _finish(self, response: Response, prompt: Rendered) -> None:
         ended = bool(response.ids) and response.ids[-1] in self.tokenizer.stop_ids
-        response.stop = "end" if ended else "length"
+        response.stop = "end" if ended else "repeat" if repeats(response.ids) else "length"
         response.parsed = self.tokenizer.parse_response(response.ids, opened=prompt.ids[-1] == self.tokenizer.think)
 
     @contextmanager
@@ -139,20 +171,20 @@ class Engine:
             yield
 
     # ---------------------------------------------------------------- the loop
-    def _decode(self, prompts, keys, max_new: int, temperature: float, k: int):
-        """Yields (row, token, logprob) for every live row, step by step; row = prompt * k + sample. One transfer from the device a step."""
-        limits = [self._room(prompt, max_new) for prompt in prompts for _ in range(k)]
-        uniforms = self._uniforms(keys, k, max(limits)) if temperature > 0 else None     # (rows, steps)
+    def _decode(self, contexts, keys, limits, temperature: float):
+        """Yields (row, token, logprob) for every live row, step by step. One transfer from the device a step."""
+        limits = [self._room(context, limit) for context, limit in zip(contexts, limits)]
+        uniforms = self._uniforms(keys, max(limits)) if temperature > 0 else None        # (rows, steps)
         live = torch.arange(len(limits), device=self.device)                    # row of each line of the cache
-        hidden, cache, positions = self._prefill(prompts, max(limits))          # (B, d), latents, (B,)
-        hidden, positions = self._fan_out(hidden, positions, cache, k)
-        rows, ended = live.tolist(), [False] * len(limits)
+        hidden, cache, positions = self._prefill(contexts, max(limits))         # (B, d), latents, (B,)
+        rows, ended, said = live.tolist(), [limit == 0 for limit in limits], [[] for _ in limits]
         for step in range(max(limits)):
             tokens, logprobs = self._choose(hidden, temperature, None if uniforms is None else uniforms[live, step])
             for row, token, logprob in zip(rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
                 if not ended[row]:
                     yield row, int(token), logprob
-                    ended[row] = token in self.tokenizer.stop_ids or step + 1 == limits[row]
+                    said[row].append(int(token))
+                    ended[row] = token in self.tokenizer.stop_ids or step + 1 == limits[row] or step % 8 == 7 and repeats(said[row])
             keep = [i for i, row in enumerate(rows) if not ended[row]]
             if not keep:
                 return
@@ -169,8 +201,11 @@ class Engine:
             raise ValueError(f"a prompt of {len(prompt.ids)} tokens leaves no room in a context of {context}")
         return min(max_new, context - len(prompt.ids))
 
-    def _prefill(self, prompts, max_new: int):
-        """Runs the prompts, left-padded -> (hidden of the last token (B, d), cache, next position (B,))."""
+    def _prefill(self, contexts, max_new: int):
+        """Runs every different context once, left-padded -> (hidden of the last token (B, d), cache, next position (B,))."""
+        different = {id(context): context for context in contexts}              # the k responses to a problem share its context
+        line = {key: i for i, key in enumerate(different)}
+        prompts = list(different.values())
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
         B, T = len(prompts), int(lengths.max())
         ids = torch.full((B, T), self.tokenizer.pad)
@@ -180,24 +215,19 @@ class Engine:
         ids, positions = ids.to(self.device), positions.to(self.device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         cache = Cache(self.model.config.language, B, T + max_new, self.device, dtype)
-        clips = [clip for prompt in prompts for clip in prompt.clips]
+        clips = list({id(clip): clip for prompt in prompts for clip in prompt.clips}.values())     # conversations share pictures, too
         patches, grids = patchify(clips, self.tokenizer.patch) if clips else (None, [])
-        embeds = self.model.embed(ids, None if patches is None else patches.to(self.device), grids)
-        hidden = self.model.language(embeds, positions.clamp(min=0), (positions >= 0).long(), cache)
-        return hidden[:, -1], cache, lengths.to(self.device)
+        order = shared_media([clip for prompt in prompts for clip in prompt.clips], clips, self.tokenizer.patch) if clips else None
+        to = lambda tensor: None if tensor is None else tensor.to(self.device)
+        hidden = self.model.language(self.model.embed(ids, to(patches), grids, to(order)), positions.clamp(min=0), (positions >= 0).long(), cache)
+        lines = torch.tensor([line[id(context)] for context in contexts], device=self.device)
+        if len(lines) > B:
+            cache.select(lines)
+        return hidden[lines, -1], cache, lengths.to(self.device)[lines]
 
-    def _fan_out(self, hidden, positions, cache: Cache, k: int):
-        """k lines for every prompt: media and prompt are computed once for the whole group."""
-        if k == 1:
-            return hidden, positions
-        lines = torch.arange(len(hidden), device=self.device).repeat_interleave(k)
-        cache.select(lines)
-        return hidden[lines], positions[lines]
-
-    def _uniforms(self, keys, k: int, steps: int) -> torch.Tensor:
+    def _uniforms(self, keys, steps: int) -> torch.Tensor:
         """One random number per row and step, from a generator of the row's own: (rows, steps) fp32."""
-        rows = [np.random.default_rng((*key, j)).random(steps, np.float32) for key in keys for j in range(k)]
-        return torch.from_numpy(np.stack(rows)).to(self.device)
+        return torch.from_numpy(np.stack([np.random.default_rng(key).random(steps, np.float32) for key in keys])).to(self.device)
 
     def _choose(self, hidden: torch.Tensor, temperature: float, uniforms: torch.Tensor | None):
         """hidden (B, d) -> (tokens (B,), log-probabilities (B,)). media_pad is never chosen: no picture would stand behind it."""
@@ -223,48 +253,63 @@ class Engine:
         """
         assert len(prompts) == len(sandboxes), f"{len(prompts)} prompts, {len(sandboxes)} sandboxes: every conversation needs its own"
         assert max_turns > 0, "a conversation needs at least one turn"
-        responses = [Response() for _ in prompts]
-        for start in range(0, len(prompts), CONVERSATIONS):
-            group = list(range(len(prompts)))[start:start + CONVERSATIONS]
+        talks = [Conversation(prompt, (seed, i), max_new, max_turns, box) for i, (prompt, box) in enumerate(zip(prompts, sandboxes))]
+        for start in range(0, len(talks), CONVERSATIONS):
             try:
-                self._converse(group, prompts, responses, sandboxes, max_new, max_turns, temperature, seed)
+                self.advance(talks[start:start + CONVERSATIONS], temperature)
             finally:
-                for i in group:
-                    sandboxes[i].close()
-        return responses
+                for talk in talks[start:start + CONVERSATIONS]:
+                    talk.sandbox.close()
+        return [talk.response for talk in talks]
 
-    def _converse(self, group: list[int], prompts, responses, sandboxes, max_new, max_turns, temperature, seed) -> None:
-        """Carries these conversations to their end, writing into `responses`."""
-        live = group
-        for turn in range(max_turns):
-            contexts = [responses[i].trajectory(prompts[i]) for i in live]
-            turns = self._generate(contexts, [(seed, i, turn) for i in live], max_new, temperature, 1)
-            for i, (new,) in zip(live, turns):
-                responses[i].add(new.ids, new.logprobs, True)
-                responses[i].stop, responses[i].parsed = new.stop, new.parsed
-            asked = [i for i in live if _asks(responses[i])]
-            live = self._answer(asked, prompts, responses, sandboxes) if turn + 1 < max_turns else []
-        for i in group:
-            if _asks(responses[i]):                                             # no turn or no room left for the answer
-                responses[i].stop = "length"
+    def advance(self, talks: list["Conversation"], temperature: float = 0.0, segment: int | None = None) -> None:
+        """Carries conversations on, each until it is over or has sampled `segment` more tokens (k1.5 2.6.2: partial rollouts). What was
+        kept is prefilled again under the weights of today; no cache outlives this call."""
+        left = {id(talk): segment if segment is not None else 10 ** 9 for talk in talks}
+        live = [talk for talk in talks if not talk.over]
+        while live:
+            contexts = [talk.context() for talk in live]
+            limits = [min(talk.room(), left[id(talk)]) for talk in live]
+            keys = [(*talk.key, talk.segments) for talk in live]
+            for talk, new in zip(live, self._generate(contexts, keys, limits, temperature)):
+                left[id(talk)] -= len(new.ids)
+                self._take(talk, new)
+            asked = [talk for talk in live if talk.asks]
+            self._answer(asked)
+            live = [talk for talk in live if not talk.over and left[id(talk)] > 0]
 
-    def _answer(self, asked: list[int], prompts, responses, sandboxes) -> list[int]:
-        """Runs the calls of these conversations and forces the results on them; returns those that still have room in the context."""
+    def _take(self, talk: "Conversation", new: Response) -> None:
+        """Adds what was sampled; notes whether the turn, and with it perhaps the conversation, is over."""
+        response = talk.response
+        response.ids, response.logprobs = response.ids + new.ids, response.logprobs + new.logprobs
+        response.sampled, response.versions = response.sampled + new.sampled, response.versions + new.versions
+        talk.segments, talk.turn_tokens = talk.segments + 1, talk.turn_tokens + len(new.ids)
+        turn = Response(response.ids[len(response.ids) - talk.turn_tokens:])
+        self._finish(turn, talk.prompt)
+        response.stop, response.parsed = turn.stop, turn.parsed
+        full = len(talk.prompt.ids) + len(response.ids) >= self.model.config.language.context
+        talk.asks = turn.stop == "end" and talk.sandbox is not None and turn.parsed["well_formed"] and bool(turn.parsed["tool_calls"])
+        talk.over = not talk.asks and (turn.stop != "length" or talk.turn_tokens >= talk.max_new or full)
+
+    def _answer(self, asked: list["Conversation"]) -> None:
+        """Runs the calls of these conversations and forces the results on them; those without a turn or room for an answer are over."""
+        able = [talk for talk in asked if talk.turns > 1]
         with ThreadPoolExecutor(os.cpu_count()) as threads:                      # a run's time limit is wall clock
-            answers = list(threads.map(lambda i: self._tool_turn(prompts[i], responses[i], sandboxes[i]), asked))
-        live = []
-        for i, forced in zip(asked, answers):
-            if len(prompts[i].ids) + len(responses[i].ids) + len(forced.ids) < self.model.config.language.context:
-                responses[i].add(forced.ids, [0.0] * len(forced.ids), False)
-                responses[i].clips += forced.clips
-                live.append(i)
-        return live
+            answers = list(threads.map(self._tool_turn, able))
+        for talk in asked:
+            talk.over, talk.asks, talk.response.stop = True, False, "length"
+        for talk, forced in zip(able, answers):
+            if len(talk.prompt.ids) + len(talk.response.ids) + len(forced.ids) < self.model.config.language.context:
+                talk.response.add(forced.ids, [0.0] * len(forced.ids), False, self.version)
+                talk.response.clips += forced.clips
+                talk.over, talk.turn_tokens, talk.turns = False, 0, talk.turns - 1
 
-    def _tool_turn(self, prompt: Rendered, response: Response, sandbox) -> Rendered:
+    def _tool_turn(self, talk: "Conversation") -> Rendered:
         """Run the tool calls of the response's last turn: their results and the next assistant header, to be forced on the model."""
+        response, prompt = talk.response, talk.prompt
         calls = response.parsed["tool_calls"]
         first = (prompt.ids + response.ids).count(self.tokenizer.call_begin) - len(calls)
-        results = [self.call_tool(call, sandbox) for call in calls]
+        results = [self.call_tool(call, talk.sandbox) for call in calls]
         response.tools += [ok for _, ok in results]
         thinking = prompt.ids[-1] == self.tokenizer.think
         return self.tokenizer.render_results([call["name"] for call in calls], [parts for parts, _ in results], first, thinking)
@@ -302,7 +347,7 @@ class Engine:
 
     def _one_by_one(self, prompt: Rendered, max_new: int, temperature: float, seed: int):
         """(token, logprob) of one response; inference mode is not held while the caller has control."""
-        steps = self._decode([prompt], [(seed, 0)], max_new, temperature, 1)
+        steps = self._decode([prompt], [(seed, 0, 0)], [max_new], temperature)
         while True:
             with self._evaluating(), self._inference():
                 step = next(steps, None)
@@ -311,6 +356,12 @@ class Engine:
             yield step[1:]
 
 
-def _asks(response: Response) -> bool:
-    """Whether the last turn is a proper tool call that waits for its result."""
-    return response.parsed["well_formed"] and bool(response.parsed["tool_calls"])
+def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:
+    """Whether the last `least` tokens or more are one piece said `times` times (k1.5 2.6.2 detects repetition; the rule is ours)."""
+    for period in range(1, len(ids) // times + 1):
+        tail = ids[-max(times * period, least):]
+        if len(tail) >= least and all(a == b for a, b in zip(tail, tail[period:])):
+            return True
+        if period > 32:                                                         # longer pieces: not looked for
+            break
+    return False
