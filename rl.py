@@ -1,47 +1,62 @@
 """Improve a run of train.py by outcome reward: rollouts, verifiers, mirror descent; then shortest rejection sampling.
 
     python rl.py                             the newest run, 20 minutes on 2 CPU cores
-    python rl.py --objective k15             k1.5's objective (also: k25, the default; rest; grpo)
+    python rl.py --objective k15 --inner 3   k1.5's objective (k25 is the default; also rest, grpo)
 
-Everything lands in RUN/rl (or RUN/NAME with --name). Stop it with Ctrl-C or kill it, start it again: it goes on where it was.
+Everything lands in RUN/rl and RUN/short. Stop it with Ctrl-C or kill it, start it again: it goes on where it was.
 Left out on purpose: value networks, reward models, asynchronous workers (see nanokimi/policy.py and nanokimi/rollout.py).
 """
 import argparse
+import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from nanokimi import checkpoint, data, plan, rollout
+from nanokimi import checkpoint, pages, plan, rollout
 from nanokimi.engine import Engine
+from nanokimi.long2short import imitate, shortest_correct
 from nanokimi.model import load, save
 from nanokimi.muon import MuonClip, qk_clip
-from nanokimi.policy import OBJECTIVES, Samples
+from nanokimi.panel import Panel, summary
+from nanokimi.policy import OBJECTIVES, Samples, length_reward, length_weight
 from nanokimi.tokenizer import Tokenizer
-from nanokimi.world.verify import correct
+
+CLIP_GRAD, QK_CLIP = 1.0, 30.0
+MICRO_TOKENS = 8192             # of a micro-batch
+SHORT_SHARE = 0.15              # of the minutes: sampling and training for shortest rejection sampling
 
 
 def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description="Reinforcement learning from verified outcomes, on text, pictures and clips together.")
-    parser.add_argument("--run", type=Path, help="a run of train.py (default: the newest one)")
-    parser.add_argument("--name", default="rl", help="folder inside the run")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="k25")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--iterations", type=int, help="instead of --minutes")
-    parser.add_argument("--problems", type=int, default=32, help="an iteration")
-    parser.add_argument("--k", type=int, default=8, help="responses to a problem")
-    parser.add_argument("--visual", type=float, default=0.5, help="share of problems on pictures and clips")
-    parser.add_argument("--pool", type=int, default=2000, help="problems to draw from")
-    parser.add_argument("--inner", type=int, default=1, help="passes over an iteration's responses (k1.5 takes several)")
-    parser.add_argument("--step-problems", type=int, default=16, help="problems an optimizer step")
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new", type=int, default=120, help="tokens a turn")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=plan.cores())
+    add = parser.add_argument
+    add("--run", type=Path, help="a run of train.py (default: the one that finished last)")
+    add("--name", default="rl", help="folder inside the run")
+    add("--objective", choices=OBJECTIVES, default="k25")
+    add("--minutes", type=float, default=20, help="wall clock, shortest rejection sampling included")
+    add("--iterations", type=int, help="of rollout and update, instead of --minutes")
+    add("--problems", type=int, default=32, help="an iteration")
+    add("--k", type=int, default=8, help="responses to a problem")
+    add("--visual", type=float, default=0.6, help="share of problems on pictures and clips")
+    add("--pool", type=int, default=2000, help="problems to draw from")
+    add("--curate", action="store_true", help="measure difficulty first, drop what is always solved or guessed (k1.5 2.1)")
+    add("--curriculum", type=float, default=0.0, help="share of the time during which harder problems are let in step by step")
+    add("--uniform", action="store_true", help="draw problems uniformly instead of by 1 - success")
+    add("--inner", type=int, default=1, help="passes over the responses of an iteration (k1.5 takes several)")
+    add("--step-problems", type=int, default=16, help="problems an optimizer step")
+    add("--lr", type=float, default=3e-4)
+    add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
+    add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
+    add("--length-warmup", type=int, default=50, help="iterations without it")
+    add("--temperature", type=float, default=1.0)
+    add("--max-new", type=int, default=120, help="tokens a turn")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=plan.cores())
+    add("--save-every", type=float, default=60, help="seconds between checkpoints")
     return parser.parse_args()
 
 
@@ -49,94 +64,183 @@ def main():
     """One training a folder."""
     args = arguments()
     run = args.run or newest_run()
+    if not (run / "sft" / "model.safetensors").exists():
+        fail(f"{run} has no finished cold start: python train.py --run {run} first.")
+    if args.k < 2:
+        fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     with plan.hold(run / args.name):
+        settle(run / args.name, args)
         torch.set_num_threads(args.threads)
         torch.set_flush_denormal(True)
-        train(args, run, run / args.name)
+        reinforce(args, run, run / args.name)
+
+
+def fail(sentence):
+    """What a user can mend: one sentence, exit code 2."""
+    plan.console.print(sentence)
+    sys.exit(2)
 
 
 def newest_run():
-    """The run whose cold start finished last; exits with a sentence if there is none."""
+    """The run whose cold start finished last."""
     found = sorted(Path("runs").glob("*/sft/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        plan.console.print("no run has finished its cold start yet: python train.py first, or give --run.")
-        sys.exit(2)
-    return found[-1].parent.parent
+    return found[-1].parent.parent if found else fail("no run has finished its cold start yet: python train.py first, or give --run.")
 
 
-def train(args, run, folder):
-    """Iterations of rollout -> reward -> advantage -> update, until the time is over."""
-    model = load(run / "sft").train()
+def settle(folder, args):
+    """Writes the settings at the first start; a later start must agree with them (minutes and threads may change)."""
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations")}
+    path = folder / "rl.json"
+    if not path.exists():
+        checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
+                                     "command": " ".join(["python", *sys.argv]), "threads": args.threads})
+    kept = json.loads(path.read_text())
+    changed = [name for name, value in given.items() if kept[name] != value]
+    if changed:
+        fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
+
+
+def reinforce(args, run, folder):
+    """RL until its share of the minutes is over, then shortest rejection sampling."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(run / "sft", device).train()
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-    engine = Engine(model, tokenizer)                                    # the same weights: nothing to hand over
+    engine = Engine(model, tokenizer, device)                            # one set of weights samples and learns: nothing to hand over
     optimizer = MuonClip(model.named_parameters(), lr=args.lr, weight_decay=0.0)
+    state = plan.or_exit(checkpoint.resume, folder, model, optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
+    if state["pool"] is None:
+        state["pool"] = first_pool(args, engine)
+    pool = [rollout.Item(**item) for item in state["pool"]]
+    unfinished = [rollout.thaw(engine, group, pool) for group in state["unfinished"]]
+    with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
+        iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel)
+    if not stop.asked:
+        save(model, folder)
+        shorten(args, run, engine, pool)
+
+
+def first_pool(args, engine):
+    """The problems to draw from, curated if asked."""
     pool = rollout.make_pool(args.pool, args.visual, args.seed)
-    iteration, started = 0, time.perf_counter()
-    with plan.interruptible() as stop:
-        while not stop.asked and time.perf_counter() - started < 60 * args.minutes and iteration != args.iterations:
-            rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
-            begun = time.perf_counter()
-            items = rollout.choose(pool, args.problems, rng)
-            groups = rollout.respond(engine, items, args.k, args.max_new, args.temperature, args.seed * 10 ** 6 + 2 * iteration)
-            sampled = time.perf_counter()
-            stats = update(model, optimizer, groups, args, tokenizer)
-            done = time.perf_counter()
-            track(groups)
-            iteration += 1
-            report(iteration, groups, stats, sampled - begun, done - sampled)
-    save(model, folder)
+    if args.curate:
+        removed = rollout.curate(engine, pool, args.seed, args.max_new)
+        plan.console.print(f"curation: {removed['asked']} problems, {removed['always_solved']:.0%} always solved, {removed['guessed']:.0%} "
+                           f"guessed without thinking, {removed['kept']} kept")
+        if len(pool) < args.problems:
+            fail("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
+    return [asdict(item) for item in pool]
 
 
-def track(groups, memory=0.5):
-    """Success of every problem that was asked: what prioritised sampling looks at."""
-    for group in groups:
-        rate = float(np.mean([correct(group.problem, rollout.content_of(r)) and reward > 0 for r, reward in zip(group.responses, group.rewards)]))
-        group.item.success = memory * group.item.success + (1 - memory) * rate
+def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel):
+    """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
+    started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
+    seconds = 60 * args.minutes * (1 - SHORT_SHARE)
+    device, tokenizer = engine.device, engine.tokenizer
+    while not stop.asked and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
+        iteration, clock = state["step"], [time.perf_counter()]
+        progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
+        engine.version = iteration
+        rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
+        easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
+        items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)
+        fresh = [rollout.start(engine, item, args.k, args.max_new, (args.seed, iteration, n)) for n, item in enumerate(items)]
+        groups, unfinished = rollout.carry_on(engine, unfinished + fresh, args.temperature, args.segment)
+        clock.append(time.perf_counter())
+        rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
+        stats = update(model, optimizer, groups, rewards, args, tokenizer, device)
+        clock.append(time.perf_counter())
+
+        for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
+            group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
+        state["step"], state["seconds"] = iteration + 1, time.perf_counter() - started
+        row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2)}
+        panel.row(row)
+        hopeless(row, panel)
+        if iteration % 10 == 0:
+            pages.write(folder / "trajectories.html", groups, tokenizer, iteration + 1)
+        if stop.asked or time.perf_counter() - last_save > args.save_every:
+            state |= {"pool": [asdict(item) for item in pool], "unfinished": [rollout.freeze(group) for group in unfinished]}
+            checkpoint.save(folder, iteration + 1, model, optimizer, state)
+            last_save = time.perf_counter()
+    for group in unfinished:
+        group.close()
+    if stop.asked:
+        panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
+        sys.exit(130)
+    checkpoint.clear(folder)
 
 
-def update(model, optimizer, groups, args, tokenizer):
-    """Optimizer steps on the groups whose rewards differ. MuonClip's updates are equally large whatever the gradient: with nothing to
-    learn there is no step."""
-    learn = [group for group in groups if group.differs]
-    stats = {"steps": 0, "log_ratio": [], "most": 0.0}
+def hopeless(row, panel, patience=5):
+    """One clear sentence when nothing can be learned: no group whose responses differ in reward, from the first iterations on."""
+    panel.barren = panel.barren + 1 if row["zero_variance"] == 1.0 else 0
+    if panel.barren == patience:
+        why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
+        fail(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "
+             "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
+
+
+def with_length(group, weight):
+    """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
+    if weight == 0:
+        return group.rewards
+    lengths = length_reward([sum(response.sampled) for response in group.responses], [reward >= 1.0 for reward in group.rewards])
+    return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
+
+
+def update(model, optimizer, groups, rewards, args, tokenizer, device):
+    """Optimizer steps on the groups whose rewards differ. MuonClip's step is equally large however small the gradient, so where there is
+    nothing to learn there must be no step."""
+    learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
+    stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0}
+    if args.objective == "k15":
+        optimizer.state.clear()                                          # every iteration is a new problem (k1.5 2.3.2)
     for _ in range(args.inner):
         for start in range(0, len(learn), args.step_problems):
-            some = learn[start:start + args.step_problems]
-            batches = rollout.micro_batches(some, [g.rewards for g in some], tokenizer.patch, tokenizer.pad, 8192)
+            batches = rollout.micro_batches(*zip(*learn[start:start + args.step_problems]), tokenizer.patch, tokenizer.pad, MICRO_TOKENS)
             tokens, responses = sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)
             for training in batches:
-                backward(model, training, tokens, responses, args, stats)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                backward(model, training, tokens, responses, args, device, stats)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
             optimizer.step()
-            qk_clip(model, 30.0)
-            model.language.update_bias(0.0)                              # clears the loads; the router's balance is left as it is
+            qk_clip(model, QK_CLIP)
+            model.language.update_bias(0.0)                              # uses up the loads; the balance is left as pre-training made it
             optimizer.zero_grad()
             stats["steps"] += 1
     return stats
 
 
-def backward(model, training, tokens, responses, args, stats):
-    """Adds the gradients of one micro-batch."""
-    with torch.autocast("cpu", torch.bfloat16):
-        new, _ = model.target_logprobs(training.batch, args.temperature)
-    old, owner, *by_response = (torch.from_numpy(a) for a in (training.old, training.owner, training.reward, training.baseline, training.spread))
-    OBJECTIVES[args.objective](Samples(new, old, owner, *by_response, tokens, responses)).backward()
-    ratio = (new - old).detach()
-    stats["log_ratio"].append(ratio.abs().mean().item())
-    stats["most"] = max(stats["most"], ratio.abs().max().item())
+def backward(model, training, tokens, responses, args, device, stats):
+    """Adds the gradients of one micro-batch. tokens, responses: of the whole step."""
+    new, _ = model.target_logprobs(training.batch.to(device), args.temperature)
+    arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
+    old, owner, reward, baseline, spread = (torch.from_numpy(array).to(device) for array in arrays)
+    OBJECTIVES[args.objective](Samples(new, old, owner, reward, baseline, spread, tokens, responses)).backward()
+    ratio = (new - old).detach().abs()
+    stats["log_ratio"].append(ratio.mean().item())
+    stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
 
 
-def report(iteration, groups, stats, rollout_seconds, update_seconds):
-    responses = [r for g in groups for r in g.responses]
-    rewards = [x for g in groups for x in g.rewards]
-    tokens = sum(sum(r.sampled) for r in responses)
-    by = {}
-    for g in groups:
-        by.setdefault(g.item.modality[0] + "." + g.item.ability[:5], []).extend(g.rewards)
-    plan.console.print(f"{iteration:4d} reward {np.mean(rewards):.3f} same {np.mean([not g.differs for g in groups]):.2f} len {tokens / len(responses):.0f} "
-                       f"cut {np.mean([r.stop == 'length' for r in responses]):.2f} ratio {np.mean(stats['log_ratio'] or [0]):.4f}/{stats['most']:.2f} "
-                       f"rollout {rollout_seconds:.1f}s update {update_seconds:.1f}s steps {stats['steps']} "
-                       + " ".join(f"{k} {np.mean(v):.2f}" for k, v in sorted(by.items())))
+def shorten(args, run, engine, pool, problems=256, documents=64, lr=1e-4):
+    """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
+    Writes RUN/short (RUN/short-NAME for other names)."""
+    folder = run / ("short" if args.name == "rl" else f"short-{args.name}")
+    rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
+    items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
+    items = [items[i] for i in rng.permutation(len(items))[:problems]]
+    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6, n)) for n, item in enumerate(items)]
+    done, _ = rollout.carry_on(engine, groups, args.temperature)
+    chosen = [doc for doc in map(shortest_correct, done) if doc is not None]
+    if not chosen:
+        plan.console.print("shortest rejection sampling: no right response to learn from, so RUN/short is not written.")
+        return
+    model, optimizer = engine.model, MuonClip(engine.model.named_parameters(), lr=lr, weight_decay=0.0)
+    for start in range(0, len(chosen), documents):
+        imitate(model, optimizer, chosen[start:start + documents], engine.tokenizer, torch.float32, engine.device)
+        qk_clip(model, QK_CLIP), model.language.update_bias(0.0)
+    save(model, folder)
+    long = np.mean([sum(r.sampled) for g in done for r in g.responses])
+    plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
+                       f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
 
 
 if __name__ == "__main__":

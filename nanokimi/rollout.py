@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import data
-from .engine import Engine, Response
+from .engine import Conversation, Engine, Response
 from .model import Batch
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
@@ -35,6 +35,7 @@ MAKERS = {                      # (ability, modality) -> problems of the train s
 CLIPS = (world.direction_problems, world.appear_problems, world.order_problems)
 STREAM = 7                      # separates RL's random numbers from those of pre-training and the cold start
 MAX_TURNS = 3                   # calls of the tool, plus one (ours)
+OPEN = 96                       # tool processes at a time
 
 
 # ---- problems ------------------------------------------------------------------------------------------------------------------------
@@ -47,6 +48,7 @@ class Item:
     seed: int
     difficulty: float = 0.5     # 1 - pass rate of the starting model (k1.5 2.1)
     success: float = 0.5        # moving average of later pass rates
+    guessed: float = 0.0        # pass rate of the starting model without thinking
 
     def problem(self) -> Problem:
         """The problem; flags never meet capitals here either."""
@@ -78,17 +80,35 @@ def choose(pool: list[Item], number: int, rng, easiest: float = 1.0, prioritised
 
 @dataclass
 class Group:
-    """The k responses to one problem, and their rewards."""
+    """The k responses to one problem, under way or finished, and their rewards."""
     item: Item
     problem: Problem
-    prompt: Rendered
-    responses: list[Response] = field(default_factory=list)
+    talks: list[Conversation]
     rewards: list[float] = field(default_factory=list)
+
+    @property
+    def responses(self) -> list[Response]:
+        return [talk.response for talk in self.talks]
+
+    @property
+    def over(self) -> bool:
+        """Whether every response is finished."""
+        return all(talk.over for talk in self.talks)
 
     @property
     def differs(self) -> bool:
         """Whether there is anything to learn: some responses did better than others."""
         return max(self.rewards) - min(self.rewards) > 1e-6
+
+    def solved(self) -> float:
+        """Share of right responses."""
+        return float(np.mean([r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]))
+
+    def close(self) -> None:
+        """Gives the tool's processes back."""
+        for talk in self.talks:
+            if talk.sandbox is not None:
+                talk.sandbox.close()
 
 
 def question_content(parts: list, problem: Problem) -> list | str:
@@ -114,21 +134,40 @@ def content_of(response: Response) -> str:
     return response.parsed["content"].strip()
 
 
-def respond(engine: Engine, items: list[Item], k: int, max_new: int, temperature: float, seed: int, thinking: bool = True) -> list[Group]:
-    """k responses to each item's problem, with rewards. The tool is declared where the problem needs it."""
-    vision, tokenizer = engine.model.config.vision, engine.tokenizer
-    problems = [item.problem() for item in items]
-    groups = [Group(item, p, chat_prompt(p, tokenizer, vision, thinking, bool(p.code))) for item, p in zip(items, problems)]
-    plain, tooled = ([g for g in groups if bool(g.problem.code) == wanted] for wanted in (False, True))
-    for group, responses in zip(plain, engine.generate([g.prompt for g in plain], max_new, temperature, seed, k)):
-        group.responses = responses
-    each = [group for group in tooled for _ in range(k)]
-    boxes = [Sandbox(tool_media(group.problem)) for group in each]
-    for group, response in zip(each, engine.converse([g.prompt for g in each], boxes, max_new, MAX_TURNS, temperature, seed + 1)):
-        group.responses.append(response)
-    for group in groups:
+def start(engine: Engine, item: Item, k: int, max_new: int, key: tuple, thinking: bool = True) -> Group:
+    """A group whose responses are still empty. The tool is declared, and opened, where the problem needs it."""
+    problem = item.problem()
+    prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, bool(problem.code))
+    box = lambda: Sandbox(tool_media(problem)) if problem.code else None
+    turns = MAX_TURNS if problem.code else 1
+    return Group(item, problem, [Conversation(prompt, (*key, j), max_new, turns, box()) for j in range(k)])
+
+
+def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
+    """Samples on, each response to its end or `segment` tokens further: (finished groups with rewards, unfinished ones)."""
+    for part in in_parts(groups):
+        engine.advance([talk for group in part for talk in group.talks], temperature, segment)
+        for group in part:
+            if group.over:
+                group.close()
+    done, rest = ([g for g in groups if g.over == wanted] for wanted in (True, False))
+    for group in done:
+        thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
         group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
-    return groups
+    return done, rest
+
+
+def in_parts(groups: list[Group]) -> list[list[Group]]:
+    """Groups in parts that do not hold more than OPEN tool processes."""
+    parts, used = [[]], 0
+    for group in groups:
+        needs = sum(talk.sandbox is not None for talk in group.talks)
+        if parts[-1] and used + needs > OPEN:
+            parts.append([])
+            used = 0
+        parts[-1].append(group)
+        used += needs
+    return parts
 
 
 def reward(problem: Problem, response: Response, thinking: bool = True) -> float:
@@ -158,7 +197,7 @@ def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, p
     """
     out, waiting, size = [], [], 0
     for group, values in zip(groups, rewards):
-        tokens = sum(len(group.prompt.ids) + len(r.ids) for r in group.responses)
+        tokens = sum(len(talk.prompt.ids) + len(talk.response.ids) for talk in group.talks)
         if waiting and size + tokens > most_tokens:
             out.append(_training(waiting, patch, pad))
             waiting, size = [], 0
@@ -168,8 +207,8 @@ def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, p
 
 
 def _training(pairs, patch, pad) -> Training:
-    entries = [(response, response.trajectory(group.prompt), value, np.mean(values), np.std(values))
-               for group, values in pairs for response, value in zip(group.responses, values)]
+    entries = [(talk.response, talk.response.trajectory(talk.prompt), value, np.mean(values), np.std(values))
+               for group, values in pairs for talk, value in zip(group.talks, values)]
     documents = {id(doc): n for n, (_, doc, *_) in enumerate(entries)}
     length = -(-max(len(doc.ids) for _, doc, *_ in entries) // 64) * 64
     rows = data.pack([doc for _, doc, *_ in entries], length)
@@ -178,3 +217,62 @@ def _training(pairs, patch, pad) -> Training:
     owner = np.repeat(order, [len(logprobs) for logprobs in sampled])
     reward, baseline, spread = (np.array(column, np.float32) for column in list(zip(*entries))[2:])
     return Training(data.to_batch(rows, length, pad, patch), np.concatenate(sampled).astype(np.float32), owner, reward, baseline, spread)
+
+
+# ---- unfinished responses in a checkpoint ---------------------------------------------------------------------------------------------
+
+KEPT = ("ids", "logprobs", "sampled", "versions", "tools", "stop")       # of a response; the rest is made again from these
+
+
+def freeze(group: Group) -> dict:
+    """An unfinished group as JSON: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
+    talks = [{"response": {name: getattr(talk.response, name) for name in KEPT}, "segments": talk.segments, "turns": talk.turns,
+              "turn_tokens": talk.turn_tokens, "over": talk.over} for talk in group.talks]
+    return {"seed": group.item.seed, "key": list(group.talks[0].key[:-1]), "max_new": group.talks[0].max_new, "talks": talks}
+
+
+def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
+    """The group again, its tools where they were: their calls are run once more."""
+    item = next(item for item in pool if item.seed == frozen["seed"])
+    group = start(engine, item, len(frozen["talks"]), frozen["max_new"], tuple(frozen["key"]))
+    for talk, kept in zip(group.talks, frozen["talks"]):
+        talk.response = Response(**kept["response"])
+        talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
+        replay(engine, talk)
+    return group
+
+
+def replay(engine: Engine, talk: Conversation) -> None:
+    """Runs the calls that were answered already, for their variables and pictures, and parses the last turn."""
+    response, turns = talk.response, [[]]
+    for token, sampled in zip(response.ids, response.sampled):
+        if sampled:
+            turns[-1].append(token)
+        elif turns[-1]:
+            turns.append([])
+    for ids in turns[:-1]:
+        for call in engine.tokenizer.parse_response(ids, opened=talk.prompt.ids[-1] == engine.tokenizer.think)["tool_calls"]:
+            parts, _ = engine.call_tool(call, talk.sandbox)
+            response.clips += [part for part in parts if not isinstance(part, str)]
+    response.parsed = engine.tokenizer.parse_response(turns[-1], opened=talk.prompt.ids[-1] == engine.tokenizer.think)
+
+
+# ---- curation (k1.5 2.1) ----------------------------------------------------------------------------------------------------------------
+
+def curate(engine: Engine, pool: list[Item], seed: int, max_new: int, tries: int = 10, guesses: int = 8, temperature: float = 1.2) -> dict:
+    """Difficulty of every item from `tries` samples at high temperature; drops, in place, what is always solved, and what is guessed
+    without thinking in more than half of `guesses` tries. The paper drops a problem at the first lucky guess; here many answers are one
+    of eight words, so that would drop what is merely short (ours). Returns the shares removed."""
+    asked = len(pool)
+    for number, thinking in ((tries, True), (guesses, False)):
+        groups = [start(engine, item, number, max_new, (STREAM, seed, item.seed, int(thinking)), thinking) for item in pool]
+        done, _ = carry_on(engine, groups, temperature)
+        for group in done:
+            if thinking:
+                group.item.difficulty = 1 - group.solved()
+                group.item.success = group.solved()
+            else:
+                group.item.guessed = group.solved()
+    easy, guessed = ([item for item in pool if test(item)] for test in (lambda i: i.difficulty == 0, lambda i: i.guessed > 0.5))
+    pool[:] = [item for item in pool if item.difficulty > 0 and item.guessed <= 0.5]
+    return {"asked": asked, "always_solved": len(easy) / asked, "guessed": len(guessed) / asked, "kept": len(pool)}

@@ -1,0 +1,90 @@
+"""What rl.py shows while it runs: the numbers of an iteration, a live table, metrics.jsonl. docs/METRICS.md says how to read them."""
+import json
+import os
+
+import numpy as np
+from rich.live import Live
+from rich.table import Table
+
+from .plan import console
+
+SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "advantage_spread": "{:.3f}", "entropy": "{:.3f}",
+         "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
+         "tool_errors": "{:.1%}", "rollout_tokens_s": "{:.0f}", "update_tokens_s": "{:.0f}", "steps": "{}", "stale": "{:.1%}"}
+
+
+def summary(groups, unfinished, stats, clock):
+    """The numbers of an iteration. clock: perf_counter before the rollout, after it, and after the update."""
+    if not groups:
+        return {"reward": float("nan"), "zero_variance": 0.0, "unfinished": len(unfinished), "steps": 0, "abilities": {}}
+    responses = [response for group in groups for response in group.responses]
+    rewards = np.array([group.rewards for group in groups])                      # (P, k)
+    sampled = sum(sum(r.sampled) for r in responses)
+    logprobs = np.concatenate([np.array(r.logprobs)[np.array(r.sampled, bool)] for r in responses])
+    newest = max(version for r in responses for version in r.versions)
+    calls = [ok for r in responses for ok in r.tools]
+    abilities = {}
+    for group in groups:
+        abilities.setdefault(f"{group.item.modality} {group.item.ability}", []).append(group.solved())
+    return {"reward": float(rewards.mean()), "pass_rate": float(np.mean([group.solved() for group in groups])),
+            "zero_variance": float(np.mean([not group.differs for group in groups])),
+            "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-logprobs.mean()),
+            "log_ratio": float(np.mean(stats["log_ratio"])) if stats["log_ratio"] else 0.0, "log_ratio_max": stats["log_ratio_max"],
+            "length": sampled / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
+            "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
+            "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["steps"] and sampled / (clock[2] - clock[1]),
+            "rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "steps": stats["steps"], "unfinished": len(unfinished),
+            "stale": float(np.mean([version < newest for r in responses for version in r.versions])),
+            "abilities": {name: float(np.mean(values)) for name, values in sorted(abilities.items())}}
+
+
+class Panel:
+    """A live table of the last iterations, a line every ten where there is no terminal, and metrics.jsonl."""
+
+    def __init__(self, folder, done):
+        self.path, self.barren, self.recent = folder / "metrics.jsonl", 0, []
+        if self.path.exists():                                                  # a killed run wrote rows after its last checkpoint
+            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["iteration"] <= done))
+            os.replace(partial, self.path)
+
+    def __enter__(self):
+        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error):
+        if self.live:
+            self.live.stop()
+
+    def say(self, text):
+        """A line that stays."""
+        console.print(text)
+
+    def row(self, row):
+        """One iteration's numbers."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.recent = [*self.recent[-9:], row]
+        if self.live:
+            self.live.update(self.table())
+        if row["iteration"] % 10 == 1 or not self.live and row["iteration"] <= 3:
+            mean = lambda name: np.nanmean([r.get(name, np.nan) for r in self.recent])
+            self.say(f"{row['iteration']:4d}  {row['seconds'] / 60:.1f} min  reward {mean('reward'):.3f}  pass {mean('pass_rate'):.1%}  length "
+                     f"{mean('length'):.0f}  same {mean('zero_variance'):.0%}  cut {mean('truncated'):.0%}  (means of {len(self.recent)})")
+
+    def table(self):
+        """The last iteration and the mean of the last ten, then abilities."""
+        table = Table(title=f"iteration {self.recent[-1]['iteration']}", title_justify="left")
+        for column in ("", "now", "last ten"):
+            table.add_column(column, justify="left" if not column else "right")
+        for name, form in SHOWN.items():
+            values = [row[name] for row in self.recent if name in row]
+            if values:
+                table.add_row(name.replace("_", " "), form.format(values[-1]), form.format(float(np.mean(values)) if "." in form else values[-1]))
+        for name in sorted({name for row in self.recent for name in row["abilities"]}):
+            values = [row["abilities"][name] for row in self.recent if name in row["abilities"]]
+            table.add_row(name, f"{values[-1]:.0%}", f"{np.mean(values):.0%}")
+        return table
