@@ -8,7 +8,7 @@ from nanokimi.vision import navit_resize
 from nanokimi.world import content, dense, draw, exam, problems as world, scenes, tools, verify
 from nanokimi.world.types import Clip, Image
 
-EXAM_SHA256 = "cd9bd6d023d462c1e292a82b4c6d127b62195dedefed3451c38adce876856a1b"
+EXAM_SHA256 = "c125f5c57eb0542e9afc2c00688ac4bcaa9540d2a0cd7101a3b9054bb6c8c38d"
 
 
 def rng(seed=0):

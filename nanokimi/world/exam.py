@@ -13,7 +13,7 @@ import numpy as np
 from . import problems as world, tools, verify
 from .types import Clip, Image
 
-VERSION = 3
+VERSION = 4
 
 
 def _pick(problems, rng, wanted):

@@ -1,0 +1,118 @@
+"""rl.py end to end on a tiny model: learning, exact resume, partial rollouts, one clear sentence where nothing can be learned."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import rl
+from nanokimi import data, rollout
+from nanokimi.config import PRESETS
+from nanokimi.model import NanoKimi, save
+from nanokimi.tokenizer import Tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run whose cold start never happened: random weights, a real tokenizer."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    preset = PRESETS["micro"]
+    tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
+    tokenizer.save(run / "tokenizer")
+    torch.manual_seed(0)
+    save(NanoKimi(preset.model, tokenizer.media_pad), run / "sft")
+    return run
+
+
+def luck(problem, response, thinking=True):
+    """A reward that is easy to raise and differs within groups: the share of even tokens."""
+    return sum(token % 2 == 0 for token in response.ids) / max(1, len(response.ids))
+
+
+def call(monkeypatch, base, name, *options):
+    monkeypatch.setattr(sys, "argv", ["rl.py", "--run", str(base), "--name", name, "--pool", "60", "--problems", "6", "--k", "4", "--max-new", "12",
+                                      "--threads", "1", *options])
+    rl.main()
+    return base / name
+
+
+def rows(folder):
+    timed = {"seconds", "rollout_s", "update_s", "rollout_tokens_s", "update_tokens_s"}
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective, options", [("k25", []), ("k15", ["--inner", "2"]), ("rest", []), ("grpo", [])])
+def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, options):
+    monkeypatch.setattr(rollout, "reward", luck)
+    folder = call(monkeypatch, base, objective, "--objective", objective, "--iterations", "16", "--lr", "3e-2", "--problems", "12", "--k", "8",
+                  *options)
+    rewards = [row["reward"] for row in rows(folder)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
+    assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--segment", "5"]])
+def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
+    monkeypatch.setattr(rollout, "reward", luck)
+    tag = "-".join(options)
+    whole = call(monkeypatch, base, f"whole{tag}", "--iterations", "5", *options)
+    summary, seen = rl.summary, []
+
+    def killed(*args):
+        seen.append(1)
+        if len(seen) == 4:
+            raise MemoryError
+        return summary(*args)
+    monkeypatch.setattr(rl, "summary", killed)
+    with pytest.raises(MemoryError):
+        call(monkeypatch, base, f"cut{tag}", "--iterations", "5", "--save-every", "0", *options)
+    monkeypatch.setattr(rl, "summary", summary)
+    cut = call(monkeypatch, base, f"cut{tag}", "--iterations", "5", "--save-every", "0", *options)
+    assert rows(cut) == rows(whole) and len(rows(cut)) == 5
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not options or any(row["unfinished"] for row in rows(whole)) and any(row["stale"] > 0 for row in rows(whole) if "stale" in row)
+
+
+def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, base, "hopeless", "--iterations", "20")
+    assert stop.value.code == 2 and "no response ever earned anything" in " ".join(capsys.readouterr().out.split())
+    assert len(rows(base / "hopeless")) == 5
+
+
+@pytest.mark.parametrize("options, sentence", [(["--k", "1"], "nothing to compare it with"), (["--run", "nowhere"], "no finished cold start")])
+def test_what_cannot_work_is_said_before_it_starts(monkeypatch, base, capsys, options, sentence):
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, base, "never", *options)
+    assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_settings_do_not_continue_a_run(monkeypatch, base, capsys):
+    monkeypatch.setattr(rollout, "reward", luck)
+    call(monkeypatch, base, "settled", "--iterations", "1")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, base, "settled", "--iterations", "1", "--lr", "1e-5")
+    assert "was started with lr 0.0003, not 1e-05" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_step_without_a_difference(monkeypatch, base):
+    """MuonClip would move the weights as far for a zero advantage as for any other."""
+    monkeypatch.setattr(rollout, "reward", lambda *_: 1.0)
+    before = load_file(base / "sft" / "model.safetensors")
+    monkeypatch.setattr(rl, "hopeless", lambda row, panel: None)
+    monkeypatch.setattr(rl, "shorten", lambda *_: None)
+    folder = call(monkeypatch, base, "same", "--iterations", "2")
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before) and all(row["steps"] == 0 for row in rows(folder))
+
+
+def test_length_penalty_waits_and_then_counts(monkeypatch, base):
+    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]})
+    assert rl.with_length(group, 0.0) == [1.0, 1.0, 0.0]
+    assert rl.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
