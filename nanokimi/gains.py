@@ -1,0 +1,121 @@
+"""What RL gained: chat rows of the cold start, after RL, and after shortest rejection sampling, side by side.
+
+    python -m nanokimi.gains runs/nano                                   val split, 100 problems a row
+    python -m nanokimi.gains --split test runs/s0 runs/s1 runs/s2        writes results/rl.json from three runs
+
+All rows are asked in chat with thinking, greedy, and scored by the verifiers that RL learns from (partial credit included).
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from . import plan
+from .engine import Engine
+from .evaluate import ask_chat, mean_correct, mean_score, write_results
+from .model import load
+from .rollout import content_of
+from .tokenizer import Tokenizer
+from .world import exam
+
+STAGES = {"sft": "sft", "rl": "rl", "short": "short"}                    # folder of a run -> column
+PICTURES = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture")
+TEXT = {"arithmetic": False, "scene_text": False, "tool_text": True}      # row -> whether the tool is declared
+POSES = {"illusion": "which grey", "maze": "how long is the way"}         # tool problems by how their question begins
+TARGETS = {"rl_visual_gain": ">=0.50", "rl_visual_margin_change": ">=0", "rl_tool_solved": ">=0.70", "rl_saving": ">=0.25",
+           "rl_saving_drop": "<=0.01"}
+
+
+def chat_rows(engine, split, number):
+    """{"row": mean score} of one model in chat, with blind twins of the picture rows, tool problems with and without the tool, tokens."""
+    rows, lengths = {}, []
+    blind = []
+    for name in PICTURES:
+        problems = exam.exam(name, split, number)
+        responses = ask_chat(engine, problems)
+        rows[name] = mean_score(problems, [content_of(r) for r in responses])
+        lengths += [sum(r.sampled) for r in responses]
+        blind.append(mean_score(problems, [content_of(r) for r in ask_chat(engine, exam.blind(problems))]))
+    rows["visual"], rows["visual_blind"], rows["visual_tokens"] = (float(np.mean(values)) for values in
+                                                                   ([rows[name] for name in PICTURES], blind, lengths))
+    for name, use_tools in TEXT.items():
+        problems = exam.exam(name, split, number)
+        rows[name] = mean_score(problems, [content_of(r) for r in ask_chat(engine, problems, tools=use_tools)])
+    return rows | tool_rows(engine, split, number)
+
+
+def tool_rows(engine, split, number):
+    """Pictures that need the tool: solved with it, and by eye alone."""
+    problems, rows = exam.exam("tool_picture", split, number), {}
+    for arm, use_tools in (("tool", True), ("eyes", False)):
+        answers = [content_of(r) for r in ask_chat(engine, problems, tools=use_tools)]
+        rows[f"{arm}_solved"] = mean_correct(problems, answers)
+        for pose, begins in POSES.items():
+            some = [i for i, p in enumerate(problems) if p.question.startswith(begins)]
+            rows[f"{arm}_{pose}"] = mean_correct([problems[i] for i in some], [answers[i] for i in some])
+    return rows
+
+
+def report_card(run, split, number):
+    """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
+    if split == "test":
+        with open(run / "test_reads.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "gains"}) + "\n")
+    tokenizer, cards = None, {}
+    for folder, column in STAGES.items():
+        if (run / folder / "model.safetensors").exists():
+            model = load(run / folder)
+            tokenizer = tokenizer or Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+            cards[column] = chat_rows(Engine(model, tokenizer), split, number)
+    return cards
+
+
+def gains(cards):
+    """The rows of results/rl.json from the columns of one run."""
+    before, after = cards["sft"], cards["rl"]
+    rows = {"rl_visual_gain": (after["visual"] - before["visual"]) / (1 - before["visual"]), "rl_visual_before": before["visual"],
+            "rl_visual_after": after["visual"],
+            "rl_visual_margin_change": (after["visual"] - after["visual_blind"]) - (before["visual"] - before["visual_blind"]),
+            "rl_tool_solved": after["tool_solved"], "rl_tool_by_eye": after["eyes_solved"]}
+    if "short" in cards:
+        rows |= {"rl_saving": 1 - cards["short"]["visual_tokens"] / after["visual_tokens"],
+                 "rl_saving_drop": after["visual"] - cards["short"]["visual"]}
+    return rows | {f"{column}_{name}": value for column, card in cards.items() for name, value in card.items()}
+
+
+def print_cards(cards, number, split):
+    """The columns beside each other."""
+    table = Table(title=f"what RL gained ({split} split, {number} problems a row)", title_justify="left")
+    table.add_column("row")
+    for column in cards:
+        table.add_column(column, justify="right")
+    for name in cards["sft"]:
+        table.add_row(name, *(f"{card[name]:.3f}" for card in cards.values()))
+    plan.console.print(table)
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Compare the stages of runs in chat.")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
+    parser.add_argument("--out", type=Path, help="results file (default with three runs on test: results/rl.json)")
+    parser.add_argument("--threads", type=int, default=plan.cores())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    number = args.problems or {"val": 100, "test": 500}[args.split]
+    cards = [report_card(run, args.split, number) for run in args.runs]
+    for card in cards:
+        print_cards(card, number, args.split)
+    out = args.out or (Path("results/rl.json") if args.split == "test" and len(args.runs) >= 3 else None)
+    if out:
+        write_results(args.runs, [gains(card) for card in cards], number, out, TARGETS, "rl/rl.json")
+
+
+if __name__ == "__main__":
+    main()
