@@ -48,6 +48,7 @@ def arguments():
     add("--uniform", action="store_true", help="draw problems uniformly instead of by 1 - success")
     add("--inner", type=int, default=1, help="passes over the responses of an iteration (k1.5 takes several)")
     add("--step-problems", type=int, default=16, help="problems an optimizer step")
+    add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
     add("--lr", type=float, default=3e-4)
     add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
     add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
@@ -106,7 +107,7 @@ def reinforce(args, run, folder):
     model = load(run / "sft", device).train()
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     engine = Engine(model, tokenizer, device)                            # one set of weights samples and learns: nothing to hand over
-    optimizer = MuonClip(model.named_parameters(), lr=args.lr, weight_decay=0.0)
+    optimizer = make_optimizer(args, model)
     state = plan.or_exit(checkpoint.resume, folder, model, optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
     if state["pool"] is None:
         state["pool"] = first_pool(args, engine)
@@ -117,6 +118,13 @@ def reinforce(args, run, folder):
     if not stop.asked:
         save(model, folder)
         shorten(args, run, engine, pool)
+
+
+def make_optimizer(args, model):
+    """MuonClip as in K2.5's RL, or AdamW, without weight decay: RL's steps are few and small."""
+    if args.optimizer == "muon":
+        return MuonClip(model.named_parameters(), lr=args.lr, weight_decay=0.0)
+    return torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 def first_pool(args, engine):

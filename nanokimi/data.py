@@ -27,15 +27,15 @@ PRETRAIN = {
     "events": 0.11, "clip": 0.05,                                                                    # clips: dense, and with questions
     "album": 0.11, "handwriting": 0.06, "caption": 0.12, "boxes": 0.05,                              # pictures, dense
     "scene": 0.14, "counting": 0.06, "naming": 0.03, "ocr": 0.02,                                    # pictures with questions
-    "scene_text": 0.10, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01,    # their twins
-    "arithmetic": 0.075, "tool": 0.02, "program": 0.005, "wiki": 0.01,                               # text
+    "scene_text": 0.10, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.01,    # their twins
+    "arithmetic": 0.07, "tool": 0.02, "program": 0.005, "wiki": 0.005,                              # text
 }
-TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "arithmetic", "program", "wiki")}
+TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program", "wiki")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
-SFT = {"document": 0.28, "scene_text": 0.28, "category": 0.05, "capital": 0.03, "ocr_text": 0.05, "clip_text": 0.05, "arithmetic": 0.11,
-       "tool": 0.13, "crop_call": 0.02}
+SFT = {"document": 0.28, "scene_text": 0.25, "category": 0.05, "capital": 0.03, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.05,
+       "arithmetic": 0.09, "tool": 0.12, "crop_call": 0.02}
 
 
 # ---- media -----------------------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def make_problems(kind, rng, level=1.0, split="train"):
               "naming": world.naming_problems, "ocr": world.ocr_problems,
               "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
               "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems, "program": world.program_problems,
-              "crop_call": tools.crop_call_problems}
+              "placed": world.placed_problems, "crop_call": tools.crop_call_problems}
     if kind in ("scene", "counting", "clip"):
         return makers[kind](rng, split, level=level)
     if kind == "crop_call":

@@ -30,6 +30,7 @@ MAKERS = {                      # (ability, modality) -> problems of the train s
                                         lambda: world.scene_problems(rng, "train", modality="text")][rng.integers(2)](),
     ("knowledge", "text"): lambda rng: world.category_problems(rng, "train")[1:],
     ("code", "text"): lambda rng: tools.tool_problems(rng, "train"),
+    ("grounding", "text"): lambda rng: world.placed_problems(rng, "train"),
     ("video", "text"): lambda rng: world.clip_twin_problems(rng, "train"),
 }
 CLIPS = (world.direction_problems, world.appear_problems, world.order_problems)

@@ -308,14 +308,26 @@ def clip_twin_problems(rng, split):
     """Text twin of a clip: the events in words."""
     a, b = rng.permutation(np.array(pairs(split), dtype=object))[:2]
     a, b = f"{a[0]} {a[1]}", f"{b[0]} {b[1]}"
-    way = list(DIRECTIONS)[rng.integers(8)]
-    if rng.random() < 0.5:
-        fact = f"the {a} moves {way}."
-        asked = [(f"which way does the {a} move?", way), ("what moves?", a)]
-    else:
-        fact = f"first the {a} appears, then the {b} appears."
-        asked = [("what appears first?", a), ("what appears second?", b)]
+    way, event = list(DIRECTIONS)[rng.integers(8)], ["appears", "vanishes", "blinks"][rng.integers(3)]
+    fact, asked = [(f"the {a} moves {way}.", [(f"which way does the {a} move?", way), ("what moves?", a)]),
+                   (f"the {a} {event}.", [("what happens?", f"{a} {event}"), (f"what {event}?", a)]),
+                   (f"first the {a} appears, then the {b} appears.", [("what appears first?", a), ("what appears second?", b)]),
+                   ][rng.integers(3)]
     return [Problem("video", "text", (f"a clip shows: {fact}",), question, answer, fact) for question, answer in asked]
+
+
+def placed_problems(rng, split):
+    """Text twin of grounding: the places in words, boxes or centres, in the hundredths that answers use."""
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 4)), split))
+    boxes = [" ".join(map(str, t.box(scene.width, scene.height))) for t in scene.things]
+    spots = ["{} {}".format(*t.centre(scene.width, scene.height)) for t in scene.things]
+    i, names = int(rng.integers(len(boxes))), [t.name for t in scene.things]
+    colour = scene.things[i].colour
+    listed = lambda places: (f"a picture shows {', '.join(f'{name} at {place}' for name, place in zip(names, places))}.",)
+    if names.count(names[i]) == 1 and rng.random() < 0.5:
+        return [Problem("grounding", "text", listed(boxes), f"where is the {names[i]}?", boxes[i], scene.caption, "box")]
+    same = ", ".join(spot for spot, t in zip(spots, scene.things) if t.colour == colour)
+    return [Problem("grounding", "text", listed(spots), f"point to the {colour} objects.", same, scene.caption, "points")]
 
 
 # ---- text: arithmetic, drawing programs ---------------------------------------------------------------------------
