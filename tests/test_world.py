@@ -229,3 +229,13 @@ def test_media_are_uint8_and_colours_distinct():
     part = world.clip_problems(rng(3), "train")[0].context[0]
     assert isinstance(part, Clip) and part.frames.dtype == np.uint8
     assert isinstance(world.naming_problems(rng(), "val")[0].context[0], Image)
+
+
+def test_grounding_and_events_have_twins_in_words():
+    """What pictures and clips are asked must be askable in text: otherwise the cold start cannot switch it on."""
+    asked = {p.question.split(" ")[0] + " " + p.question.split(" ")[1] for seed in range(200)
+             for p in world.placed_problems(rng(seed), "train") + world.clip_twin_problems(rng(seed), "train")}
+    assert {"where is", "point to", "what happens?", "what appears", "what vanishes?", "which way", "what moves?"} <= asked
+    for seed in range(100):
+        for p in world.placed_problems(rng(seed), "val"):
+            assert verify.score(p, p.answer) == 1.0 and all(place in p.context[0] for place in p.answer.split(", "))
