@@ -98,7 +98,7 @@ def test_other_settings_do_not_continue_a_run(monkeypatch, base, capsys):
     call(monkeypatch, base, "settled", "--iterations", "1")
     with pytest.raises(SystemExit):
         call(monkeypatch, base, "settled", "--iterations", "1", "--lr", "1e-5")
-    assert "was started with lr 0.0003, not 1e-05" in " ".join(capsys.readouterr().out.split())
+    assert "was started with lr 0.0001, not 1e-05" in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_step_without_a_difference(monkeypatch, base):
