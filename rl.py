@@ -102,22 +102,33 @@ def settle(folder, args):
 
 
 def reinforce(args, run, folder):
-    """RL until its share of the minutes is over, then shortest rejection sampling."""
+    """RL until its share of the minutes is over, then shortest rejection sampling; what is finished already is not done again."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(run / "sft", device).train()
-    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-    engine = Engine(model, tokenizer, device)                            # one set of weights samples and learns: nothing to hand over
+    finished = (folder / "model.safetensors").exists()
+    model = load(folder if finished else run / "sft", device).train()
+    engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)     # one set of weights samples and learns
+    if not finished:
+        pool = improve(args, folder, model, engine)
+        checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
+        save(model, folder)                                              # from here on RL is finished
+        checkpoint.clear(folder)
+    pool = [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
+    short = run / ("short" if args.name == "rl" else f"short-{args.name}")
+    if finished and (short / "model.safetensors").exists():
+        plan.console.print(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
+    else:
+        shorten(args, short, engine, pool)
+
+
+def improve(args, folder, model, engine):
+    """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
     optimizer = make_optimizer(args, model)
     state = plan.or_exit(checkpoint.resume, folder, model, optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
-    if state["pool"] is None:
-        state["pool"] = first_pool(args, engine)
-    pool = [rollout.Item(**item) for item in state["pool"]]
+    pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else first_pool(args, engine)
     unfinished = [rollout.thaw(engine, group, pool) for group in state["unfinished"]]
     with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
         iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel)
-    if not stop.asked:
-        save(model, folder)
-        shorten(args, run, engine, pool)
+    return pool
 
 
 def make_optimizer(args, model):
@@ -136,7 +147,7 @@ def first_pool(args, engine):
                            f"guessed without thinking, {removed['kept']} kept")
         if len(pool) < args.problems:
             fail("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
-    return [asdict(item) for item in pool]
+    return pool
 
 
 def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel):
@@ -175,7 +186,6 @@ def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, sto
     if stop.asked:
         panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
         sys.exit(130)
-    checkpoint.clear(folder)
 
 
 def hopeless(row, panel, patience=5):
@@ -228,10 +238,9 @@ def backward(model, training, tokens, responses, args, device, stats):
     stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
 
 
-def shorten(args, run, engine, pool, problems=256, documents=64, lr=1e-4):
+def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
-    Writes RUN/short (RUN/short-NAME for other names)."""
-    folder = run / ("short" if args.name == "rl" else f"short-{args.name}")
+    Writes the model into `folder`."""
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
@@ -239,7 +248,7 @@ def shorten(args, run, engine, pool, problems=256, documents=64, lr=1e-4):
     done, _ = rollout.carry_on(engine, groups, args.temperature)
     chosen = [doc for doc in map(shortest_correct, done) if doc is not None]
     if not chosen:
-        plan.console.print("shortest rejection sampling: no right response to learn from, so RUN/short is not written.")
+        plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
     model, optimizer = engine.model, MuonClip(engine.model.named_parameters(), lr=lr, weight_decay=0.0)
     for start in range(0, len(chosen), documents):

@@ -79,6 +79,22 @@ def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
     assert not options or any(row["unfinished"] for row in rows(whole)) and any(row["stale"] > 0 for row in rows(whole) if "stale" in row)
 
 
+def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):
+    """Killed between RL and the closing stage: only the closing stage is done; after that nothing."""
+    monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
+    shorten = rl.shorten
+    monkeypatch.setattr(rl, "shorten", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, base, "twice", "--iterations", "2")
+    monkeypatch.setattr(rl, "shorten", shorten)
+    monkeypatch.setattr(rl, "improve", lambda *_: 1 / 0)
+    call(monkeypatch, base, "twice", "--iterations", "2")
+    before = (base / "short-twice" / "model.safetensors").stat().st_mtime_ns
+    call(monkeypatch, base, "twice", "--iterations", "2")
+    assert (base / "short-twice" / "model.safetensors").stat().st_mtime_ns == before
+    assert "another --name trains again" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, base, "hopeless", "--iterations", "20")
