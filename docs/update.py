@@ -67,6 +67,7 @@ def main():
     readme = ROOT / "README.md"
     results = ROOT / "results" / "nano.json"
     text = fill(readme.read_text(), "results", results_table(results))
+    text = fill(text, "rl", results_table(ROOT / "results" / "rl.json"))
     readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
     for run in sys.argv[1:2]:

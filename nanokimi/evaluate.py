@@ -315,18 +315,22 @@ def print_card(rows, number, split):
     plan.console.print(table)
 
 
-def write_results(runs, cards, number, path):
-    """results/*.json from several runs: mean and standard deviation over seeds (DESIGN 7)."""
-    settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
+def over_seeds(cards, number, targets):
+    """Cards of several runs as rows of a results file: mean and standard deviation over seeds (DESIGN 7)."""
     values = {name: [card[name] for card in cards] for name in cards[0]}
-    rows = [{"name": name, "mean": float(np.mean(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen,
-             "problems": number, "target": TARGETS.get(name)} for name, seen in values.items()]
+    return [{"name": name, "mean": float(np.mean(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen,
+             "problems": number, "target": targets.get(name)} for name, seen in values.items()]
+
+
+def write_results(runs, cards, number, path):
+    """results/nano.json from several runs."""
+    settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
     minutes = [sum_minutes(run) for run in runs]
     content = {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
                "evaluation": {"command": " ".join(["python -m nanokimi.evaluate", *sys.argv[1:]]), "commit": plan.commit()},
                "steps": [s["steps"] for s in settings], "machine": settings[0]["machine"],
                "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION,
-               "rows": rows, "bands": bands(runs)}
+               "rows": over_seeds(cards, number, TARGETS), "bands": bands(runs)}
     path.parent.mkdir(exist_ok=True)
     write_json(path, content)
 

@@ -7,6 +7,7 @@ All rows are asked in chat with thinking, greedy, and scored by the verifiers th
 """
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch
 from rich.table import Table
 
 from . import plan
+from .checkpoint import write_json
 from .engine import Engine
-from .evaluate import ask_chat, mean_correct, mean_score, write_results
+from .evaluate import ask_chat, mean_correct, mean_score, over_seeds
 from .model import load
 from .rollout import content_of
 from .tokenizer import Tokenizer
@@ -32,8 +34,7 @@ TARGETS = {"rl_visual_gain": ">=0.50", "rl_visual_margin_change": ">=0", "rl_too
 
 def chat_rows(engine, split, number):
     """{"row": mean score} of one model in chat, with blind twins of the picture rows, tool problems with and without the tool, tokens."""
-    rows, lengths = {}, []
-    blind = []
+    rows, lengths, blind = {}, [], []
     for name in PICTURES:
         problems = exam.exam(name, split, number)
         responses = ask_chat(engine, problems)
@@ -56,7 +57,8 @@ def tool_rows(engine, split, number):
         rows[f"{arm}_solved"] = mean_correct(problems, answers)
         for pose, begins in POSES.items():
             some = [i for i, p in enumerate(problems) if p.question.startswith(begins)]
-            rows[f"{arm}_{pose}"] = mean_correct([problems[i] for i in some], [answers[i] for i in some])
+            if some:
+                rows[f"{arm}_{pose}"] = mean_correct([problems[i] for i in some], [answers[i] for i in some])
     return rows
 
 
@@ -98,6 +100,18 @@ def print_cards(cards, number, split):
     plan.console.print(table)
 
 
+def write_results(runs, cards, number, path):
+    """results/rl.json from several runs."""
+    settings = [json.loads((run / "rl" / "rl.json").read_text()) for run in runs]
+    last = [json.loads((run / "rl" / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
+                      "evaluation": {"command": " ".join(["python -m nanokimi.gains", *sys.argv[1:]]), "commit": plan.commit()},
+                      "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
+                      "minutes": [round(row["seconds"] / 60, 2) for row in last], "iterations": [row["iteration"] for row in last],
+                      "exam": exam.VERSION, "rows": over_seeds(cards, number, TARGETS)})
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Compare the stages of runs in chat.")
@@ -109,12 +123,16 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     number = args.problems or {"val": 100, "test": 500}[args.split]
+    for run in args.runs:
+        if not (run / "rl" / "model.safetensors").exists():
+            plan.console.print(f"{run} has no finished RL: python rl.py --run {run} first.")
+            sys.exit(2)
     cards = [report_card(run, args.split, number) for run in args.runs]
     for card in cards:
         print_cards(card, number, args.split)
     out = args.out or (Path("results/rl.json") if args.split == "test" and len(args.runs) >= 3 else None)
     if out:
-        write_results(args.runs, [gains(card) for card in cards], number, out, TARGETS, "rl/rl.json")
+        write_results(args.runs, [gains(card) for card in cards], number, out)
 
 
 if __name__ == "__main__":

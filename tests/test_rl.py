@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
-from nanokimi import data, rollout
+from nanokimi import data, gains, rollout
 from nanokimi.config import PRESETS
 from nanokimi.model import NanoKimi, save
 from nanokimi.tokenizer import Tokenizer
@@ -132,3 +132,21 @@ def test_length_penalty_waits_and_then_counts(monkeypatch, base):
     group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]})
     assert rl.with_length(group, 0.0) == [1.0, 1.0, 0.0]
     assert rl.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
+
+
+def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkeypatch, base, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["gains", str(base), "--problems", "3", "--threads", "1"])
+    with pytest.raises(SystemExit) as stop:
+        gains.main()
+    assert stop.value.code == 2 and "has no finished RL" in capsys.readouterr().out
+    monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
+    call(monkeypatch, base, "rl", "--iterations", "2")
+    out = tmp_path / "rl.json"
+    monkeypatch.setattr(sys, "argv", ["gains", str(base), "--split", "test", "--problems", "3", "--threads", "1", "--out", str(out)])
+    gains.main()
+    content = json.loads(out.read_text())
+    rows = {row["name"]: row["mean"] for row in content["rows"]}
+    assert {"rl_visual_gain", "rl_visual_margin_change", "rl_tool_solved", "rl_saving", "sft_visual", "rl_visual", "short_visual"} <= rows.keys()
+    assert rows["rl_visual_gain"] == pytest.approx((rows["rl_visual"] - rows["sft_visual"]) / (1 - rows["sft_visual"]))
+    assert content["seeds"] == [0] and content["iterations"] == [2] and content["rows"][0]["problems"] == 3
+    assert "gains" in (base / "test_reads.jsonl").read_text()
