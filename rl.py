@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanokimi import checkpoint, pages, plan, rollout
+from nanokimi import checkpoint, data, pages, plan, rollout
 from nanokimi.engine import Engine
 from nanokimi.long2short import imitate, shortest_correct
 from nanokimi.model import load, save
@@ -50,6 +50,7 @@ def arguments():
     add("--step-problems", type=int, default=64, help="problems an optimizer step")
     add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
     add("--lr", type=float, default=1e-4, help="ours; 3e-4 forgot names and sums within 65 iterations")
+    add("--replay", type=float, default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
     add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
     add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
     add("--length-warmup", type=int, default=50, help="iterations without it")
@@ -166,7 +167,7 @@ def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, sto
         groups, unfinished = rollout.carry_on(engine, unfinished + fresh, args.temperature, args.segment)
         clock.append(time.perf_counter())
         rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
-        stats = update(model, optimizer, groups, rewards, args, tokenizer, device)
+        stats = update(model, optimizer, groups, rewards, args, tokenizer, device, iteration)
         clock.append(time.perf_counter())
 
         for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
@@ -205,7 +206,7 @@ def with_length(group, weight):
     return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
 
 
-def update(model, optimizer, groups, rewards, args, tokenizer, device):
+def update(model, optimizer, groups, rewards, args, tokenizer, device, iteration):
     """Optimizer steps on the groups whose rewards differ. MuonClip's step is equally large however small the gradient, so where there is
     nothing to learn there must be no step."""
     learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
@@ -218,6 +219,8 @@ def update(model, optimizer, groups, rewards, args, tokenizer, device):
             tokens, responses = sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)
             for training in batches:
                 backward(model, training, tokens, responses, args, device, stats)
+            if args.replay:
+                rehearse(model, tokenizer, args, 1000 * iteration + stats["steps"], device)
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
             optimizer.step()
             qk_clip(model, QK_CLIP)
@@ -236,6 +239,15 @@ def backward(model, training, tokens, responses, args, device, stats):
     ratio = (new - old).detach().abs()
     stats["log_ratio"].append(ratio.mean().item())
     stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
+
+
+def rehearse(model, tokenizer, args, number, device, documents=16, length=384):
+    """Adds the gradients of supervised learning on a few of the cold start's chats and documents, by weight (K2's RL mixes in such a PTX
+    loss; its weight is not disclosed)."""
+    batches = data.Batches("sft", tokenizer, model.config.vision, args.seed + 10 ** 6, documents * data.SHARDS, length, steps=1)
+    batch, _ = batches.shard(number, 0)
+    loss, _ = model.loss(batch.to(device))
+    (args.replay * loss).backward()
 
 
 def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 from nanokimi import data, gains, rollout
 from nanokimi.config import PRESETS
-from nanokimi.model import NanoKimi, save
+from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, opt
     assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
 
 
-@pytest.mark.parametrize("options", [[], ["--segment", "5"]])
+@pytest.mark.parametrize("options", [["--replay", "0.1"], ["--segment", "5"]])
 def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
     monkeypatch.setattr(rollout, "reward", luck)
     tag = "-".join(options)
@@ -76,7 +76,7 @@ def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
     assert rows(cut) == rows(whole) and len(rows(cut)) == 5
     a, b = (load_file(folder / "model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not options or any(row["unfinished"] for row in rows(whole)) and any(row["stale"] > 0 for row in rows(whole) if "stale" in row)
+    assert "--segment" not in options or any(row["unfinished"] for row in rows(whole)) and any(row["stale"] > 0 for row in rows(whole) if "stale" in row)
 
 
 def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):
@@ -150,3 +150,17 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     assert rows["rl_visual_gain"] == pytest.approx((rows["rl_visual"] - rows["sft_visual"]) / (1 - rows["sft_visual"]))
     assert content["seeds"] == [0] and content["iterations"] == [2] and content["rows"][0]["problems"] == 3
     assert "gains" in (base / "test_reads.jsonl").read_text()
+
+
+def test_replay_teaches_text_while_rl_teaches_nothing(monkeypatch, base):
+    """With a reward that is luck alone, the loss on the cold start's documents must fall with --replay."""
+    monkeypatch.setattr(rollout, "reward", luck)
+    monkeypatch.setattr(rl, "shorten", lambda *_: None)
+    tokenizer = Tokenizer.load(base / "tokenizer")
+    batch, _ = data.Batches("sft", tokenizer, PRESETS["micro"].model.vision, 5, 32, 384, 1).shard(0, 0)
+    losses = []
+    for weight in ("0", "5"):
+        folder = call(monkeypatch, base, f"replay{weight}", "--iterations", "6", "--replay", weight, "--lr", "3e-3")
+        with torch.no_grad():
+            losses.append(load(folder).loss(batch)[0].item())
+    assert losses[1] < losses[0] - 0.3
