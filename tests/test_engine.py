@@ -374,3 +374,22 @@ def test_repetition(ids, wanted):
 def test_repetition_ends_a_response():
     (response,), = always(65).generate([chat("x")], 100)
     assert response.stop == "repeat" and len(response.ids) == 24
+
+
+# ---------------------------------------------------------------------------------------------------------------- somebody else's decoding
+
+def test_greedy_equals_transformers_generate():
+    """The same weights in transformers' kimi_k25, its own cache and its own generate, pictures in the prompt."""
+    transformers = pytest.importorskip("transformers", minversion="5.20")
+    from nanokimi import hf
+    config = transformers.Kimi_K25Config(**hf.kimi_k25_config(MODEL.config, TOK.media_pad))
+    theirs = transformers.Kimi_K25ForConditionalGeneration(config).eval()
+    theirs.load_state_dict(hf.to_kimi_k25(MODEL.state_dict(), MODEL.config))
+    prompts = [chat(picture(seed, 48), "what colour?") for seed in range(4)]
+    ids, (patches, grids) = torch.tensor([p.ids for p in prompts]), patchify([clip for p in prompts for clip in p.clips], TOK.patch)
+    out = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=(patches.float() / 127.5 - 1).view(-1, 3, 8, 8),
+                          image_grid_thw=torch.tensor(grids), max_new_tokens=20, do_sample=False, pad_token_id=TOK.pad,
+                          eos_token_id=sorted(TOK.stop_ids), suppress_tokens=[TOK.media_pad])
+    for row, prompt, (response,) in zip(out.tolist(), prompts, ENGINE.generate(prompts, 20)):
+        assert response.ids == row[len(prompt.ids):][:len(response.ids)]
+        assert len(response.ids) == 20 or response.stop == "end"

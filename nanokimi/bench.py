@@ -1,0 +1,162 @@
+"""Speed, side by side in one run on random nano weights: python -m nanokimi.bench (needs transformers: tests/requirements.txt).
+
+Rows of results/bench.json. Each pair takes turns, and the median of the ratios counts, as the machine may be busy with other things.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import data, hf, plan
+from .checkpoint import write_json
+from .config import PRESETS
+from .engine import Conversation, Engine
+from .model import NanoKimi, choose_kernel
+from .muon import MuonClip, qk_clip
+from .sandbox import Sandbox
+from .tokenizer import Tokenizer
+from .vision import patchify, prepare_image
+
+TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15"}
+ROUNDS = 5
+
+
+def seconds(function):
+    """Wall clock of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def picture_prompts(engine, number, side=64):
+    """Chat prompts of equal length with one picture each."""
+    rng = np.random.default_rng(0)
+    pictures = [prepare_image(rng.integers(0, 256, (side, side, 3)).astype(np.uint8), engine.model.config.vision) for _ in range(number)]
+    return [engine.tokenizer.render_chat([{"role": "user", "content": [p, " what is in the picture?"]}], generate=True) for p in pictures]
+
+
+def decoding(engine, batch=64, new=64):
+    """decode_vs_generate: our tokens a second over those of transformers' generate, same weights, same prompts, greedy, both with a cache."""
+    import transformers
+    model, tokenizer = engine.model, engine.tokenizer
+    theirs = transformers.Kimi_K25ForConditionalGeneration(transformers.Kimi_K25Config(**hf.kimi_k25_config(model.config, tokenizer.media_pad)))
+    theirs.load_state_dict(hf.to_kimi_k25(model.state_dict(), model.config))
+    theirs.eval()
+    prompts = picture_prompts(engine, batch)
+    patches, grids = patchify([clip for prompt in prompts for clip in prompt.clips], tokenizer.patch)
+    ids = torch.tensor([prompt.ids for prompt in prompts])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor(grids),
+              "pixel_values": (patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch)}
+    count = {}
+
+    def ours():
+        count["ours"] = sum(len(r.ids) for (r,) in engine.generate(prompts, new))
+
+    def generate():
+        out = theirs.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad,
+                              eos_token_id=tokenizer.im_end, suppress_tokens=[tokenizer.media_pad])
+        count["theirs"] = out.numel() - ids.numel()
+    ours(), generate()
+    pairs = [(seconds(ours), seconds(generate)) for _ in range(ROUNDS)]
+    speeds = [(count["ours"] / a, count["theirs"] / b) for a, b in pairs]
+    return {"decode_vs_generate": [a / b for a, b in speeds], "decode_tokens_s": [a for a, _ in speeds], "generate_tokens_s": [b for _, b in speeds]}
+
+
+def tool_turns(engine, batch=32):
+    """tool_turn_ms: a call that returns a crop, its encoding and the prefill of the whole conversation, per conversation of a batch."""
+    code = {"name": "python", "arguments": {"code": "img.crop((0, 0, 32, 32))"}}
+    said = engine.tokenizer.render_chat([{"role": "user", "content": ""}, {"role": "assistant", "thinking": " so.", "content": "", "tool_calls": [code]}])
+    call = said.ids[said.ids.index(engine.tokenizer.think) + 1:]
+    image = np.random.default_rng(0).integers(0, 256, (200, 240, 3)).astype(np.uint8)
+
+    def turn():
+        talks = [Conversation(prompt, (0, i), 64, 2, Sandbox({"img": image})) for i, prompt in enumerate(picture_prompts(engine, batch))]
+        for talk in talks:
+            talk.response.add(call, [0.0] * len(call), True)
+            talk.response.parsed, talk.asks = engine.tokenizer.parse_response(call, opened=True), True
+            talk.sandbox.run("1")                                        # the worker process is up, as after the first call of a conversation
+        spent = seconds(lambda: (engine._answer(talks), engine._generate([t.context() for t in talks], [t.key for t in talks], [1] * batch, 0.0)))
+        assert all(len(talk.response.clips) == 1 for talk in talks), "a crop did not come back"
+        for talk in talks:
+            talk.sandbox.close()
+        return 1000 * spent / batch
+    turn()
+    return {"tool_turn_ms": [turn() for _ in range(ROUNDS)]}
+
+
+def bookkeeping(engine, batch=128, new=64):
+    """rollout_overhead: what a sampled rollout costs beside the model's own forwards, over those; on one thread, so that they add up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    prompts, language, embed, clock = picture_prompts(engine, batch // 8), engine.model.language.forward, engine.model.embed, []
+
+    def timed(function):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            out = function(*args, **kwargs)
+            clock.append(time.perf_counter() - start)
+            return out
+        return call
+    engine.model.language.forward, engine.model.embed = timed(language), timed(embed)
+    try:
+        rows = []
+        for seed in range(ROUNDS):
+            clock.clear()
+            total = seconds(lambda: engine.generate(prompts, new, 1.0, seed, k=8))
+            rows.append((total - sum(clock)) / sum(clock))
+    finally:
+        del engine.model.language.forward, engine.model.embed
+        torch.set_num_threads(threads)
+    return {"rollout_overhead": rows}
+
+
+def training_step(model, tokenizer, preset):
+    """optimizer_share: MuonClip with QK-Clip over a whole pre-training step of one process, in the precision that train.py would choose."""
+    trained = NanoKimi(model.config, tokenizer.media_pad).train()
+    choose_kernel(trained, "cpu")
+    optimizer, half = MuonClip(trained.named_parameters(), lr=1e-4), plan.faster_precision() == "bf16-mixed"
+    batches = data.Batches("pretrain", tokenizer, model.config.vision, 0, preset.documents, preset.length, 100, 60)
+    rows, steps = [], []
+    for i in range(ROUNDS + 5):
+        (shards, _), start = batches[i], time.perf_counter()
+        for batch in shards:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss, _ = trained.loss(batch)
+            loss.backward()
+        middle = time.perf_counter()
+        optimizer.step(), qk_clip(trained, 30.0), trained.language.update_bias(0.0), optimizer.zero_grad()
+        done = time.perf_counter()
+        rows, steps = [*rows, (done - middle) / (done - start)], [*steps, 1000 * (done - start)]
+    return {"optimizer_share": rows[5:], "train_step_ms": steps[5:]}
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Speed rows, side by side.")
+    parser.add_argument("--threads", type=int, default=plan.cores())
+    parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    preset = PRESETS["nano"]
+    tokenizer = Tokenizer.train(data.corpus(2000), preset.model.language.vocab, preset.model.vision.patch)
+    torch.manual_seed(0)
+    model = NanoKimi(preset.model, tokenizer.media_pad).eval()
+    choose_kernel(model, "cpu")
+    engine, values = Engine(model, tokenizer), {}
+    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: training_step(model, tokenizer, preset)):
+        values |= part()
+    for name, seen in values.items():
+        plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
+    rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)), "values": seen, "target": TARGETS.get(name)}
+            for name, seen in values.items()]
+    write_json(args.out, {"experiment": args.out.stem, "command": " ".join(["python -m nanokimi.bench", *sys.argv[1:]]), "commit": plan.commit(),
+                          "machine": plan.machine(), "threads": args.threads, "seeds": [0], "note": "mean holds the median of the rounds",
+                          "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
