@@ -81,6 +81,9 @@ RED = Problem("perception", "image", (), "what colour is the star?", "red")
 def test_reward_is_the_verifier_s_and_format_a_condition():
     assert reward(RED, said(" red")) == 1.0 and reward(RED, said(" blue")) == 0.0
     assert reward(RED, said(" red", end=False)) == 0.0 and reward(RED, said(" red", thinking="")) == 0.0
+    cut = said(" red")
+    cut.stop = "length"                                                     # it wanted another turn of the tool and had none left
+    assert reward(RED, cut) == 0.0
     ids = [*TOK.encode(" red"), TOK.im_end]
     assert reward(RED, Response(ids, stop="end", parsed=TOK.parse_response(ids, opened=True))) == 0.0       # never closed its thinking
     assert reward(RED, Response(ids, stop="end", parsed=TOK.parse_response(ids)), thinking=False) == 1.0    # asked without thinking
@@ -166,7 +169,8 @@ def test_a_frozen_group_goes_on_as_if_nothing_had_happened():
     pool = ITEMS
     make = lambda: [start(ENGINE, item, 2, 14, (5, n)) for n, item in enumerate(pool)]
     groups, others = make(), make()
-    done, rest = rollout.carry_on(ENGINE, groups, 1.0, segment=4)
+    for _ in range(2):                                                      # so that counters differ from one another
+        done, rest = rollout.carry_on(ENGINE, groups, 1.0, segment=4)
     again = [thaw(ENGINE, json.loads(json.dumps(freeze(group))), pool) for group in rest]
     straight, _ = rollout.carry_on(ENGINE, rest, 1.0, segment=100)
     resumed, _ = rollout.carry_on(ENGINE, again, 1.0, segment=100)
