@@ -264,7 +264,7 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
         return
     model, optimizer = engine.model, MuonClip(engine.model.named_parameters(), lr=lr, weight_decay=0.0)
     for start in range(0, len(chosen), documents):
-        imitate(model, optimizer, chosen[start:start + documents], engine.tokenizer, torch.float32, engine.device)
+        imitate(model, optimizer, chosen[start:start + documents], engine.tokenizer, engine.device)
         qk_clip(model, QK_CLIP), model.language.update_bias(0.0)
     save(model, folder)
     long = np.mean([sum(r.sampled) for g in done for r in g.responses])

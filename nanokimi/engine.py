@@ -263,7 +263,7 @@ class Engine:
         return [talk.response for talk in talks]
 
     def advance(self, talks: list["Conversation"], temperature: float = 0.0, segment: int | None = None) -> None:
-        """Carries conversations on, each until it is over or has sampled `segment` more tokens (k1.5 2.6.2: partial rollouts). What was
+        """Carries conversations on, each until it is over or has sampled `segment` more tokens (k1.5 2.6: partial rollouts). What was
         kept is prefilled again under the weights of today; no cache outlives this call."""
         left = {id(talk): segment if segment is not None else 10 ** 9 for talk in talks}
         live = [talk for talk in talks if not talk.over]
@@ -357,7 +357,7 @@ class Engine:
 
 
 def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:
-    """Whether the last `least` tokens or more are one piece said `times` times (k1.5 2.6.2 detects repetition; the rule is ours)."""
+    """Whether the last `least` tokens or more are one piece said `times` times (k1.5 2.6 detects repetition; the rule is ours)."""
     for period in range(1, len(ids) // times + 1):
         tail = ids[-max(times * period, least):]
         if len(tail) >= least and all(a == b for a, b in zip(tail, tail[period:])):

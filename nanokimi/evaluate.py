@@ -360,24 +360,29 @@ def sum_minutes(run):
     return round(sum(last.values()) / 60, 2)
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Print the report card of one or more runs.")
+def exam_arguments(description, results):
+    """The command line of what asks the exam; --out is `results` where three runs are asked the test split. Sets the threads."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
-    parser.add_argument("--out", type=Path, help="write the rows to this results file (default with three runs on test: results/nano.json)")
+    parser.add_argument("--out", type=Path, help=f"write the rows to this results file (default with three runs on test: {results})")
     parser.add_argument("--threads", type=int, default=plan.cores())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    number = args.problems or {"val": 100, "test": 500}[args.split]
-    cards = []
+    args.problems = args.problems or {"val": 100, "test": 500}[args.split]
+    args.out = args.out or (results if args.split == "test" and len(args.runs) >= 3 else None)
+    return args
+
+
+def main():
+    """Asks every run, prints its card, writes the results."""
+    args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json")), []
     for run in args.runs:
-        cards.append(report_card(run, args.split, number))
-        print_card(cards[-1], number, args.split)
-    out = args.out or (Path("results/nano.json") if args.split == "test" and len(args.runs) >= 3 else None)
-    if out:
-        write_results(args.runs, cards, number, out)
+        cards.append(report_card(run, args.split, args.problems))
+        print_card(cards[-1], args.problems, args.split)
+    if args.out:
+        write_results(args.runs, cards, args.problems, args.out)
 
 
 if __name__ == "__main__":

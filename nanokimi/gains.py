@@ -5,26 +5,24 @@
 
 All rows are asked in chat with thinking, greedy, and scored by the verifiers that RL learns from (partial credit included).
 """
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from . import plan
 from .checkpoint import write_json
 from .engine import Engine
-from .evaluate import ask_chat, mean_correct, mean_score, over_seeds
+from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, over_seeds
 from .model import load
 from .rollout import content_of
 from .tokenizer import Tokenizer
 from .world import exam
 
-STAGES = {"sft": "sft", "rl": "rl", "short": "short"}                    # folder of a run -> column
+STAGES = ("sft", "rl", "short")                                          # folders of a run
 PICTURES = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture")
 TEXT = {"arithmetic": False, "scene_text": False, "tool_text": True}      # row -> whether the tool is declared
 POSES = {"illusion": "which grey", "maze": "how long is the way"}         # tool problems by how their question begins
@@ -62,17 +60,17 @@ def tool_rows(engine, split, number):
     return rows
 
 
-def report_card(run, split, number):
+def stages(run, split, number):
     """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "gains"}) + "\n")
     tokenizer, cards = None, {}
-    for folder, column in STAGES.items():
+    for folder in STAGES:
         if (run / folder / "model.safetensors").exists():
             model = load(run / folder)
             tokenizer = tokenizer or Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-            cards[column] = chat_rows(Engine(model, tokenizer), split, number)
+            cards[folder] = chat_rows(Engine(model, tokenizer), split, number)
     return cards
 
 
@@ -114,25 +112,16 @@ def write_results(runs, cards, number, path):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(description="Compare the stages of runs in chat.")
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--split", choices=["val", "test"], default="val")
-    parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
-    parser.add_argument("--out", type=Path, help="results file (default with three runs on test: results/rl.json)")
-    parser.add_argument("--threads", type=int, default=plan.cores())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    number = args.problems or {"val": 100, "test": 500}[args.split]
+    args = exam_arguments("Compare the stages of runs in chat.", Path("results/rl.json"))
     for run in args.runs:
         if not (run / "rl" / "model.safetensors").exists():
             plan.console.print(f"{run} has no finished RL: python rl.py --run {run} first.")
             sys.exit(2)
-    cards = [report_card(run, args.split, number) for run in args.runs]
+    cards = [stages(run, args.split, args.problems) for run in args.runs]
     for card in cards:
-        print_cards(card, number, args.split)
-    out = args.out or (Path("results/rl.json") if args.split == "test" and len(args.runs) >= 3 else None)
-    if out:
-        write_results(args.runs, [gains(card) for card in cards], number, out)
+        print_cards(card, args.problems, args.split)
+    if args.out:
+        write_results(args.runs, [gains(card) for card in cards], args.problems, args.out)
 
 
 if __name__ == "__main__":

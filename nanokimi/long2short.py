@@ -19,14 +19,12 @@ def shortest_correct(group: Group) -> Rendered | None:
     return best.response.trajectory(best.prompt)
 
 
-def imitate(model, optimizer, documents: list[Rendered], tokenizer: Tokenizer, precision: torch.dtype, device) -> float:
-    """One optimizer step of supervised learning on these documents; returns the loss."""
+def imitate(model, optimizer, documents: list[Rendered], tokenizer: Tokenizer, device) -> None:
+    """One optimizer step of supervised learning on these documents."""
     length = -(-max(len(doc.ids) for doc in documents) // 64) * 64
     batch = data.to_batch(data.pack(documents, length), length, tokenizer.pad, tokenizer.patch).to(device)
-    with torch.autocast(torch.device(device).type, precision, enabled=precision != torch.float32):
-        loss, parts = model.loss(batch)
+    loss, _ = model.loss(batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return parts["ce"].item()

@@ -1,7 +1,7 @@
 """Rollouts: which problems are asked, the responses to them, their rewards, and the batches that train on them.
 
 An iteration draws problems from a pool, samples k responses to each with the current weights, verifies them, and packs the groups whose
-rewards differ. Domains are abilities, not modalities (K2.5 report 4.4): each has pictures or clips, and text where a twin exists.
+rewards differ. Domains are abilities, not modalities (K2.5 2.3): each has pictures or clips, and text where a twin exists.
 Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no hand-over).
 """
 from dataclasses import dataclass, field
