@@ -50,6 +50,7 @@ def arguments():
     add("--step-problems", type=int, default=64, help="problems an optimizer step")
     add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
     add("--lr", type=float, default=1e-4, help="ours; 3e-4 forgot names and sums within 65 iterations")
+    add("--decay", type=float, default=0.9, help="share of the learning rate that is gone at the end, linearly")
     add("--replay", type=float, default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
     add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
     add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
@@ -160,6 +161,8 @@ def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, sto
         iteration, clock = state["step"], [time.perf_counter()]
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
         engine.version = iteration
+        for group in optimizer.param_groups:                             # a Muon step is never shorter than its rate: it must shrink to settle
+            group["lr"] = args.lr * (1 - args.decay * progress)
         rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
         items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from nanokimi.checkpoint import newest_stage
 from nanokimi.engine import Engine
 from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import load
@@ -49,14 +50,6 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 
 # ---------------------------------------------------------------------------------------------------------------- the model
-
-def newest_stage(run: Path) -> Path:
-    """The stage folder of a run whose model was written last."""
-    stages = [path.parent for path in run.glob("*/model.safetensors") if (path.parent / "config.json").is_file()]
-    if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
-        raise UsageError(f"no trained model in {run}: run `python train.py` first, or give its folder with --run")
-    return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
-
 
 def open_engine(run: Path, device: str) -> tuple[Engine, str]:
     """(engine, a line about the model)."""
@@ -230,7 +223,7 @@ def main(arguments=None) -> int:
         for path in options.video:
             chat.add_video(path)
         chat.ask(options.prompt) if options.prompt else interactive(chat)
-    except (UsageError, MediaError, ValueError) as error:
+    except (UsageError, MediaError, ValueError, FileNotFoundError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import data, hf, plan
+from . import data, plan, released
 from .checkpoint import write_json
 from .config import PRESETS
 from .engine import Conversation, Engine
@@ -42,9 +42,9 @@ def decoding(engine, batch=64, new=64):
     """decode_vs_generate: our tokens a second over those of transformers' generate, same weights, same prompts, greedy, both with a cache."""
     import transformers
     model, tokenizer = engine.model, engine.tokenizer
-    theirs = transformers.Kimi_K25ForConditionalGeneration(transformers.Kimi_K25Config(**hf.kimi_k25_config(model.config, tokenizer.media_pad)))
-    theirs.load_state_dict(hf.to_kimi_k25(model.state_dict(), model.config))
-    theirs.eval()
+    config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
+    theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(None, config=config,
+                                                                          state_dict=released.to_kimi_k25(model.state_dict(), model.config))
     prompts = picture_prompts(engine, batch)
     patches, grids = patchify([clip for prompt in prompts for clip in prompt.clips], tokenizer.patch)
     ids = torch.tensor([prompt.ids for prompt in prompts])

@@ -34,6 +34,14 @@ def write_json(path, content):
     os.replace(partial, path)
 
 
+def newest_stage(run):
+    """The stage folder of a run whose model was written last. FileNotFoundError if there is none."""
+    stages = [path.parent for path in run.glob("*/model.safetensors") if (path.parent / "config.json").is_file()]
+    if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
+        raise FileNotFoundError(f"no trained model in {run}: run `python train.py` first, or give its folder")
+    return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
+
+
 def save(folder, step, model, optimizer, extra):
     """Write `folder/step-000123` and remove its older siblings. Interrupted at any point, the previous checkpoint is still whole."""
     folder = Path(folder)

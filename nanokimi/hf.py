@@ -1,141 +1,282 @@
-"""To and from transformers' `kimi_k25` and `deepseek_v3`: the same weights give the same logits there.
+"""At home in transformers: a run as a folder that `from_pretrained` loads as it is, and such a folder back as a run.
 
-One table names every tensor on both sides; a tensor that the table does not know, or misses, is an error. transformers is not imported.
-Defects of transformers 5.23's port that a user will meet: clips with t > 1 do not pass its get_image_features (wrong split sizes), nor do
-clips of different t in one batch pass its vision tower; the tower alone is right for pictures and for clips of one length.
+    python -m nanokimi.hf export runs/nano DIR                  everything: weights, tokenizer, chat template, processors, model card
+    python -m nanokimi.hf export runs/nano DIR --text-only      the language model alone, a DeepseekV3ForCausalLM
+    python -m nanokimi.hf import DIR runs/new                   back, also from what transformers saved at other sizes
+
+Files are written without transformers. Safetensors only: loading a folder runs no code. docs/INTEROP.md tells what was tried with it.
 """
+import argparse
+import json
+import sys
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 
-from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from . import plan, released
+from .checkpoint import newest_stage, write_json
+from .model import NanoKimi, load, save
+from .tokenizer import PATTERN, SPECIALS, Tokenizer
 
-Row = tuple[str, tuple[str, ...], str]          # (our name, their names, how the tensors correspond)
-
-
-def _vision_table(cfg: VisionConfig) -> list[Row]:
-    theirs = "model.vision_tower."
-    rows = [("vision.embed.proj.weight", (theirs + "patch_embed.proj.weight",), "conv"),
-            ("vision.embed.proj.bias", (theirs + "patch_embed.proj.bias",), "same"),
-            ("vision.embed.pos", (theirs + "patch_embed.pos_emb.position_embeddings",), "same")]
-    names = {"norm0": "norm1", "norm1": "norm2", "attn.wo": "attn.proj", "fc0": "mlp.fc1", "fc1": "mlp.fc2"}
-    for end in (".weight", ".bias"):
-        for i in range(cfg.layers):
-            a, b = f"vision.layers.{i}.", f"{theirs}layers.{i}."
-            rows += [(a + ours + end, (b + other + end,), "same") for ours, other in names.items()]
-            rows.append((a + "attn.wqkv" + end, tuple(f"{b}attn.{x}_proj{end}" for x in "qkv"), "qkv"))
-        rows.append(("vision.norm" + end, (theirs + "final_layernorm" + end,), "same"))
-        for ours, other in {"norm": "pre_norm", "fc0": "in_proj", "fc1": "out_proj"}.items():
-            rows.append((f"projector.{ours}{end}", (f"model.mm_projector.{other}{end}",), "same"))
-    return rows
+VIDEO = "<|kimi_k25_video_placeholder|>"        # transformers' own token for clips; our format has one pad token for both, as upstream
+KEPT = ("think", "end_think", "section_begin", "section_end", "call_begin", "call_argument", "call_end")    # seen in decoded text
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _language_table(cfg: LanguageConfig, theirs: str) -> list[Row]:
-    rows = [("language.embed.weight", (theirs + "embed_tokens.weight",), "same"),
-            ("language.norm.weight", (theirs + "norm.weight",), "same"),
-            ("language.head.weight", ("lm_head.weight",), "same")]
-    attention = {"norm0": "input_layernorm", "norm1": "post_attention_layernorm", "attn.q_a": "self_attn.q_a_proj",
-                 "attn.q_norm": "self_attn.q_a_layernorm", "attn.q_b": "self_attn.q_b_proj", "attn.kv_a": "self_attn.kv_a_proj_with_mqa",
-                 "attn.kv_norm": "self_attn.kv_a_layernorm", "attn.kv_b": "self_attn.kv_b_proj", "attn.o": "self_attn.o_proj"}
-    experts = {"moe.router.weight": "mlp.gate.weight", "moe.router.e_score_correction_bias": "mlp.gate.e_score_correction_bias",
-               "moe.gate_up": "mlp.experts.gate_up_proj", "moe.down": "mlp.experts.down_proj"}
-    for i in range(cfg.layers):
-        a, b = f"language.layers.{i}.", f"{theirs}layers.{i}."
-        rows += [(f"{a}{ours}.weight", (f"{b}{other}.weight",), "same") for ours, other in attention.items()]
-        dense = i < cfg.dense_layers
-        ours, other = ("mlp.", "mlp.") if dense else ("moe.shared.", "mlp.shared_experts.")
-        rows.append((a + ours + "gate_up.weight", (b + other + "gate_proj.weight", b + other + "up_proj.weight"), "rows"))
-        rows.append((a + ours + "down.weight", (b + other + "down_proj.weight",), "same"))
-        rows += [] if dense else [(a + x, (b + y,), "same") for x, y in experts.items()]
-    return rows
+# ---- tokenizer -------------------------------------------------------------------------------------------------------------------------
+
+def byte_letters() -> dict[int, str]:
+    """Byte -> the printable character that stands for it in a byte-level vocabulary (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _halves(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head from interleaved pairs (ours, Moonshot's) to two halves (theirs: rotate_half)."""
-    return x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The pair that each token was merged from, in order: what is left of its bytes when only earlier merges are allowed."""
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+            best = min(range(len(pairs)), key=pairs.__getitem__)
+            parts[best:best + 2] = [parts[best] + parts[best + 1]]
+        if len(parts) == 2:
+            merges.append(tuple(parts))
+    return merges
 
 
-def _pairs(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `_halves`."""
-    return x.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+def tokenizer_json(tokenizer: Tokenizer, video: bool) -> dict:
+    """tokenizer.json of the `tokenizers` library: the same ids for the same text. video: with transformers' token for clips."""
+    letters = byte_letters()
+    spell = lambda token: "".join(letters[byte] for byte in token)
+    kept = {SPECIALS[name] for name in KEPT}
+    added = tokenizer.special_ids | ({VIDEO: tokenizer.vocab_size} if video else {})
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None, "decoder": byte_level,
+            "added_tokens": [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+                              "special": text not in kept} for text, i in added.items()],
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}, byte_level]},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                      "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                      "vocab": {spell(token): rank for token, rank in tokenizer.ranks.items()},
+                      "merges": [[spell(a), spell(b)] for a, b in merges_of(tokenizer.ranks)]}}
 
 
-def _export(x: torch.Tensor, how: str, vision: VisionConfig) -> tuple[torch.Tensor, ...]:
-    if how == "conv":
-        return (x.unflatten(1, (3, vision.patch, vision.patch)),)
-    if how == "qkv":
-        q, k, v = x.chunk(3)
-        return _halves(q, vision.heads), _halves(k, vision.heads), v
-    return x.chunk(2) if how == "rows" else (x,)
+def read_tokenizer(folder: Path, patch: int) -> Tokenizer:
+    """The tokenizer of a folder. ValueError if it is not one of ours."""
+    content = json.loads(existing(folder / "tokenizer.json").read_text())
+    back = {letter: byte for byte, letter in byte_letters().items()}
+    special = {token["content"]: token["id"] for token in content["added_tokens"]}
+    words = {word: rank for word, rank in content["model"]["vocab"].items() if word not in special}
+    tokenizer = Tokenizer({bytes(back[c] for c in word): rank for word, rank in words.items()}, patch)
+    if not tokenizer.special_ids.items() <= special.items():
+        raise ValueError(f"{folder / 'tokenizer.json'} has other special tokens than K2.5's format here: {sorted(special)[:5]} ...")
+    return tokenizer
 
 
-def _import(parts: list[torch.Tensor], how: str, vision: VisionConfig) -> torch.Tensor:
-    if how == "conv":
-        return parts[0].flatten(1)
-    if how == "qkv":
-        q, k, v = parts
-        return torch.cat([_pairs(q, vision.heads), _pairs(k, vision.heads), v])
-    return torch.cat(parts) if how == "rows" else parts[0]
+# ---- settings --------------------------------------------------------------------------------------------------------------------------
+
+TEMPLATE = """\
+{%- macro content(message) -%}
+{%- if message.content is string -%}{{ message.content }}
+{%- elif message.content -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|media_begin|>image<|media_content|><|media_pad|><|media_end|>
+{%- elif part.type == 'video' -%}<|kimi_k25_video_placeholder|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro type_of(schema) -%}
+{%- if schema.enum -%}{%- for value in schema.enum -%}{{ value | tojson }}{{ ' | ' if not loop.last }}{%- endfor -%}
+{%- elif schema.type == 'array' -%}Array<{{ type_of(schema['items']) }}>
+{%- elif schema.type == 'integer' -%}number
+{%- else -%}{{ schema.type }}{%- endif -%}
+{%- endmacro -%}
+{%- macro declare(tool) -%}
+{%- for line in tool.description.splitlines() -%}{{ '// ' + line + '\\n' }}{%- endfor -%}
+{{ 'type ' + tool.name + ' = (_: {\\n' }}
+{%- for name, value in tool.parameters.properties.items() -%}
+{%- for line in (value.description or '').splitlines() -%}{{ '  // ' + line + '\\n' }}{%- endfor -%}
+{{ '  ' + name + ('' if name in (tool.parameters.required or []) else '?') + ': ' + type_of(value) + ',\\n' }}
+{%- endfor -%}
+{{ '}) => any;' }}
+{%- endmacro -%}
+{%- set thinks = thinking is not defined or thinking -%}
+{%- set count = namespace(user=-1, calls=0, answers=0, names=[]) -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set count.user = loop.index0 -%}{%- endif -%}
+{%- for call in message.tool_calls or [] -%}{%- set count.names = count.names + [(call.function or call).name] -%}{%- endfor -%}
+{%- endfor -%}
+{%- if tools -%}
+{{ '<|im_system|>tool_declare<|im_middle|># Tools\\n\\n## functions\\nnamespace functions {\\n' }}
+{%- for tool in tools -%}{{ declare(tool.function or tool) }}{{ '\\n' }}{%- endfor -%}
+{{ '}\\n<|im_end|>' }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{ '<|im_assistant|>assistant<|im_middle|><think>' }}
+{%- if thinks and loop.index0 > count.user and message.reasoning_content -%}{{ message.reasoning_content }}{%- endif -%}
+{{ '</think>' }}{{ content(message) }}
+{%- if message.tool_calls -%}
+{{ '<|tool_calls_section_begin|>' }}
+{%- for call in message.tool_calls -%}
+{%- set function = call.function or call -%}
+{%- set arguments = function.arguments if function.arguments is string else function.arguments | tojson -%}
+{{ '<|tool_call_begin|>functions.' ~ function.name ~ ':' ~ count.calls ~ '<|tool_call_argument_begin|>' ~ arguments ~ '<|tool_call_end|>' }}
+{%- set count.calls = count.calls + 1 -%}
+{%- endfor -%}
+{{ '<|tool_calls_section_end|>' }}
+{%- endif -%}
+{%- elif message.role == 'tool' -%}
+{%- if count.answers >= count.calls -%}{{ raise_exception('a tool result, but no tool call before it waits for one') }}{%- endif -%}
+{%- set name = count.names[count.answers] -%}
+{{ '<|im_system|>' ~ name ~ '|tool<|im_middle|>## Return of functions.' ~ name ~ ':' ~ count.answers ~ '\\n' }}{{ content(message) }}
+{%- set count.answers = count.answers + 1 -%}
+{%- elif message.role in ['system', 'user'] -%}
+{{ '<|im_' ~ message.role ~ '|>' ~ message.role ~ '<|im_middle|>' }}{{ content(message) }}
+{%- else -%}{{ raise_exception('unknown role ' ~ message.role) }}
+{%- endif -%}
+{{ '<|im_end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_assistant|>assistant<|im_middle|><think>' }}{{ '' if thinks else '</think>' }}{%- endif -%}
+"""
 
 
-def _to(table: list[Row], state: dict, vision: VisionConfig) -> dict:
-    _check(state, [ours for ours, _, _ in table])
-    out = {}
-    for ours, theirs, how in table:
-        out |= zip(theirs, (part.clone().contiguous() for part in _export(state[ours], how, vision)))
-    return out
+def settings_of(model: NanoKimi, tokenizer: Tokenizer, dtype: str) -> dict[str, dict]:
+    """File name -> content of every JSON file but the tokenizer's, for the whole model."""
+    v = model.config.vision
+    config = released.kimi_k25_config(model.config, model.media_pad)
+    config["text_config"] |= token_ids(tokenizer)
+    pixels = {"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
+              "image_std": [0.5] * 3, "merge_size": 2, "patch_size": v.patch, "resample": 3, "rescale_factor": 1 / 255,
+              "size": {"max_height": v.max_side_patches, "max_width": v.max_side_patches}}       # in patches, as upstream
+    images = pixels | {"image_processor_type": "Kimi_K25ImageProcessor", "max_patches": v.max_image_patches}
+    videos = pixels | {"video_processor_type": "Kimi_K25VideoProcessor", "max_patches": v.max_frame_patches, "fps": 2,
+                       "do_sample_frames": True, "temporal_patch_size": v.frames}
+    return {"config.json": {"architectures": ["Kimi_K25ForConditionalGeneration"], "model_type": "kimi_k25", "dtype": dtype,
+                            "vision_start_token_id": tokenizer.media_begin, "vision_end_token_id": tokenizer.media_end, **config},
+            "processor_config.json": {"processor_class": "Kimi_K25Processor", "image_processor": images, "video_processor": videos}}
 
 
-def _from(table: list[Row], state: dict, vision: VisionConfig) -> dict:
-    _check(state, [name for _, theirs, _ in table for name in theirs])
-    return {ours: _import([state[name] for name in theirs], how, vision).clone().contiguous() for ours, theirs, how in table}
+def token_ids(tokenizer: Tokenizer) -> dict:
+    """Special ids of the language model's configuration; no token marks a beginning."""
+    return {"bos_token_id": None, "eos_token_id": tokenizer.im_end, "pad_token_id": tokenizer.pad}
 
 
-def _check(state: dict, names: list[str]) -> None:
-    missing, unknown = sorted(set(names) - set(state)), sorted(set(state) - set(names))
-    if missing or unknown:
-        raise ValueError(f"the weights do not fit this configuration: missing {missing[:5]}, unknown {unknown[:5]}")
+def shared_settings(tokenizer: Tokenizer, context: int, processor: dict) -> dict[str, dict]:
+    """File name -> content of what both kinds of folder have."""
+    return {"tokenizer_config.json": {"tokenizer_class": "TokenizersBackend", "bos_token": None, "eos_token": SPECIALS["im_end"],
+                                      "pad_token": SPECIALS["pad"], "unk_token": None, "clean_up_tokenization_spaces": False,
+                                      "model_max_length": context, **processor},
+            "generation_config.json": {"do_sample": False, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad}}
 
 
-def to_kimi_k25(state: dict, cfg: ModelConfig) -> dict:
-    """NanoKimi.state_dict() -> the state dict of transformers' Kimi_K25ForConditionalGeneration. ValueError if names do not fit cfg."""
-    return _to(_vision_table(cfg.vision) + _language_table(cfg.language, "model.language_model."), state, cfg.vision)
+# ---- folders ---------------------------------------------------------------------------------------------------------------------------
+
+def export(run: Path, folder: Path, stage: str | None = None, dtype: str = "fp32", text_only: bool = False) -> None:
+    """Writes a stage of a run (default: the newest) as a folder for transformers. FileNotFoundError if the run has no such stage."""
+    source = newest_stage(run) if stage is None else run / stage
+    model = load(existing(source / "model.safetensors").parent)
+    write_folder(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), folder, dtype, text_only)
+    (folder / "README.md").write_text(model_card(run, source.name, model, text_only))
 
 
-def from_kimi_k25(state: dict, cfg: ModelConfig) -> dict:
-    """The inverse of `to_kimi_k25`, bit for bit."""
-    return _from(_vision_table(cfg.vision) + _language_table(cfg.language, "model.language_model."), state, cfg.vision)
+def write_folder(model: NanoKimi, tokenizer: Tokenizer, folder: Path, dtype: str = "fp32", text_only: bool = False) -> None:
+    """Weights, tokenizer, chat template and settings."""
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    if text_only:
+        tensors = released.to_deepseek_v3(model.state_dict(), model.config)
+        text = released.deepseek_v3_config(model.config.language) | token_ids(tokenizer)
+        files, processor = {"config.json": {"architectures": ["DeepseekV3ForCausalLM"], "dtype": name, **text}}, {}
+    else:
+        tensors = released.to_kimi_k25(model.state_dict(), model.config)
+        files, processor = settings_of(model, tokenizer, name), {"processor_class": "Kimi_K25Processor"}
+    files |= shared_settings(tokenizer, model.config.language.context, processor)
+    files["tokenizer.json"] = tokenizer_json(tokenizer, video=not text_only)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        write_json(folder / file, content)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    bias = "e_score_correction_bias"                                     # decides which experts are chosen: stays fp32, as released
+    save_file({key: x if key.endswith(bias) else x.to(DTYPES[dtype]) for key, x in tensors.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
 
 
-def to_deepseek_v3(state: dict, cfg: ModelConfig) -> dict:
-    """The language part of NanoKimi.state_dict() -> the state dict of transformers' DeepseekV3ForCausalLM."""
-    language = {name: x for name, x in state.items() if name.startswith("language.")}
-    return _to(_language_table(cfg.language, "model."), language, cfg.vision)
+def bring_back(folder: Path, run: Path, stage: str) -> None:
+    """Reads a folder that `export` or transformers' save_pretrained wrote (model and processor) into a stage of a run. ValueError or
+    FileNotFoundError, in one sentence, where it is not a model of this kind."""
+    config = json.loads(existing(folder / "config.json").read_text())
+    if config.get("model_type") != "kimi_k25":
+        raise ValueError(f"{folder} holds a {config.get('model_type')}; only whole kimi_k25 models come back")
+    processor = json.loads(existing(folder / "processor_config.json").read_text())
+    cfg = released.from_config(config, processor["image_processor"], processor["video_processor"])
+    tokenizer = read_tokenizer(folder, cfg.vision.patch)
+    if (tokenizer.vocab_size, tokenizer.media_pad) != (cfg.language.vocab, config["image_token_id"]):
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and pads media with {tokenizer.media_pad}, the configuration says "
+                         f"{cfg.language.vocab} and {config['image_token_id']}")
+    model = NanoKimi(cfg, tokenizer.media_pad)
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):                    # one file, or several shards
+        tensors |= load_file(path)
+    model.load_state_dict(released.from_kimi_k25(tensors, cfg))
+    tokenizer.save(run / "tokenizer")
+    save(model, run / stage)
 
 
-def from_deepseek_v3(state: dict, cfg: ModelConfig) -> dict:
-    """The inverse of `to_deepseek_v3`: tensors named language.*."""
-    return _from(_language_table(cfg.language, "model."), state, cfg.vision)
+def existing(path: Path) -> Path:
+    """The path, if there is such a file. FileNotFoundError in one sentence."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    return path
 
 
-def deepseek_v3_config(cfg: LanguageConfig) -> dict:
-    """Arguments of transformers' DeepseekV3Config. YaRN is left out, as in our model."""
-    return {"model_type": "deepseek_v3", "vocab_size": cfg.vocab, "hidden_size": cfg.dim, "num_hidden_layers": cfg.layers,
-            "num_attention_heads": cfg.heads, "num_key_value_heads": cfg.heads, "q_lora_rank": cfg.q_lora, "kv_lora_rank": cfg.kv_lora,
-            "qk_nope_head_dim": cfg.nope, "qk_rope_head_dim": cfg.rope, "v_head_dim": cfg.v_dim, "first_k_dense_replace": cfg.dense_layers,
-            "intermediate_size": cfg.dense_ffn, "n_routed_experts": cfg.experts, "num_experts_per_tok": cfg.top_k,
-            "n_shared_experts": cfg.shared, "moe_intermediate_size": cfg.expert_ffn, "routed_scaling_factor": cfg.routed_scaling,
-            "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "rms_norm_eps": cfg.eps,
-            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-            "rope_interleave": True, "max_position_embeddings": cfg.context,
-            "num_nextn_predict_layers": 0, "tie_word_embeddings": False}
+def model_card(run: Path, stage: str, model: NanoKimi, text_only: bool) -> str:
+    """README.md of a folder: what it is, its report card if the run has one, where the data came from."""
+    size = sum(p.numel() for p in (model.language if text_only else model).parameters()) / 1e6
+    library = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {'text-generation' if text_only else 'image-text-to-text'}",
+             "tags: [nanokimi, educational]", "language: en", "license: mit", "---", f"# nanokimi, {size:.1f} million parameters",
+             "", f"Trained from nothing by nanokimi (stage `{stage}`), an educational replica of Kimi K2.5 and k1.5. Not affiliated with "
+             "Moonshot AI; contains no weights of theirs. It knows small pictures of coloured shapes, pictograms, flags and handwritten "
+             f"digits, capitals and sums to 999, and nothing else. Load it with `{library}`.", ""]
+    report = run / "report.json"
+    if report.is_file():
+        card = json.loads(report.read_text())
+        lines += [f"## Report card of the run ({card['split']} split, {card['problems']} problems a row, base and cold start)", "",
+                  "| row | value |", "|---|---|", *(f"| {name} | {value:.3f} |" for name, value in card["rows"].items()), ""]
+    return "\n".join([*lines, "## Training data", "", "Drawn scenes and clips; pictograms and flags of OpenMoji (CC BY-SA 4.0); lead "
+                      "paragraphs of English Wikipedia (CC BY-SA 4.0); handwritten digits of the UCI repository (E. Alpaydin, C. Kaynak).", ""])
 
 
-def kimi_k25_config(cfg: ModelConfig, media_pad: int) -> dict:
-    """Arguments of transformers' Kimi_K25Config. Pictures and clips share one placeholder, as in the released model;
-    transformers' own id for clips is one that never occurs."""
-    v = cfg.vision
-    assert v.eps == 1e-5 and v.rope_theta == 10000.0, "transformers fixes the vision norms at eps 1e-5 and the vision rope at theta 10000"
-    vision = {"patch_size": v.patch, "hidden_size": v.dim, "num_hidden_layers": v.layers, "num_attention_heads": v.heads,
-              "intermediate_size": v.mlp, "pos_emb_height": v.pos_grid, "pos_emb_width": v.pos_grid, "pos_emb_time": v.frames}
-    return {"text_config": deepseek_v3_config(cfg.language), "vision_config": vision, "projection_hidden_size": v.dim,
-            "projection_layer_norm_eps": v.eps, "image_token_id": media_pad, "video_token_id": cfg.language.vocab,
-            "tie_word_embeddings": False}                               # transformers' default is True, the released model is untied
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="To transformers and back.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("export", help="a run as a folder for transformers")
+    out.add_argument("run", type=Path)
+    out.add_argument("folder", type=Path)
+    out.add_argument("--stage", help="pretrain, sft, rl, short (default: the newest)")
+    out.add_argument("--dtype", choices=DTYPES, default="fp32")
+    out.add_argument("--text-only", action="store_true", help="the language model alone, as deepseek_v3")
+    back = commands.add_parser("import", help="a folder of transformers as a run")
+    back.add_argument("folder", type=Path)
+    back.add_argument("run", type=Path)
+    back.add_argument("--stage", default="sft", help="name of the stage in the run")
+    args = parser.parse_args()
+    try:
+        if args.command == "export":
+            export(args.run, args.folder, args.stage, args.dtype, args.text_only)
+        else:
+            bring_back(args.folder, args.run, args.stage)
+    except (ValueError, FileNotFoundError) as error:
+        plan.console.print(str(error), markup=False)
+        sys.exit(2)
+    plan.console.print(f"written: {args.folder if args.command == 'export' else args.run / args.stage}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -381,10 +381,10 @@ def test_repetition_ends_a_response():
 def test_greedy_equals_transformers_generate():
     """The same weights in transformers' kimi_k25, its own cache and its own generate, pictures in the prompt."""
     transformers = pytest.importorskip("transformers", minversion="5.20")
-    from nanokimi import hf
-    config = transformers.Kimi_K25Config(**hf.kimi_k25_config(MODEL.config, TOK.media_pad))
-    theirs = transformers.Kimi_K25ForConditionalGeneration(config).eval()
-    theirs.load_state_dict(hf.to_kimi_k25(MODEL.state_dict(), MODEL.config))
+    from nanokimi import released
+    config = transformers.Kimi_K25Config(**released.kimi_k25_config(MODEL.config, TOK.media_pad))
+    theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=released.to_kimi_k25(MODEL.state_dict(), MODEL.config)).eval()
     prompts = [chat(picture(seed, 48), "what colour?") for seed in range(4)]
     ids, (patches, grids) = torch.tensor([p.ids for p in prompts]), patchify([clip for p in prompts for clip in p.clips], TOK.patch)
     out = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=(patches.float() / 127.5 - 1).view(-1, 3, 8, 8),

@@ -1,11 +1,13 @@
 """Our weights inside transformers' kimi_k25 and deepseek_v3 (fp32): the same numbers, and back bit for bit."""
+import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nanokimi import hf
+from nanokimi import released
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import Batch, NanoKimi
 from nanokimi.vision import VisionClip, patchify
@@ -34,11 +36,17 @@ def ours():
     return model
 
 
+def load_theirs(kind, config, tensors):
+    """Their model, loaded by their own reader of the released layout, every tensor found."""
+    model, info = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def theirs(ours):
-    model = transformers.Kimi_K25ForConditionalGeneration(transformers.Kimi_K25Config(**hf.kimi_k25_config(CFG, PAD))).eval()
-    model.load_state_dict(hf.to_kimi_k25(ours.state_dict(), CFG))
-    return model
+    return load_theirs(transformers.Kimi_K25ForConditionalGeneration, transformers.Kimi_K25Config(**released.kimi_k25_config(CFG, PAD)),
+                       released.to_kimi_k25(ours.state_dict(), CFG))
 
 
 def clips(frames, sizes=SIZES, seed=0):
@@ -93,10 +101,8 @@ def test_whole_model_on_text_and_pictures(ours, theirs):
 
 @pytest.fixture(scope="module")
 def deepseek(ours):
-    config = transformers.DeepseekV3Config(**hf.deepseek_v3_config(CFG.language))
-    model = transformers.DeepseekV3ForCausalLM(config).eval()
-    model.load_state_dict(hf.to_deepseek_v3(ours.state_dict(), CFG))
-    return model
+    return load_theirs(transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config(**released.deepseek_v3_config(CFG.language)),
+                       released.to_deepseek_v3(ours.state_dict(), CFG))
 
 
 @torch.no_grad()
@@ -134,21 +140,20 @@ def same(a, b):
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_round_trip_is_bitwise(ours, theirs, deepseek):
+def test_round_trip_is_bitwise(ours):
     state = ours.state_dict()
-    same(hf.from_kimi_k25(hf.to_kimi_k25(state, CFG), CFG), state)
-    same(hf.to_kimi_k25(hf.from_kimi_k25(theirs.state_dict(), CFG), CFG), theirs.state_dict())
+    same(released.from_kimi_k25(released.to_kimi_k25(state, CFG), CFG), state)
     language = {name: x for name, x in state.items() if name.startswith("language.")}
-    same(hf.from_deepseek_v3(hf.to_deepseek_v3(state, CFG), CFG), language)
+    same(released.from_deepseek_v3(released.to_deepseek_v3(state, CFG), CFG), language)
 
 
 def test_tensors_that_do_not_fit_are_named(ours):
     state = ours.state_dict() | {"surprise": torch.zeros(1)}
     with pytest.raises(ValueError, match="surprise"):
-        hf.to_kimi_k25(state, CFG)
+        released.to_kimi_k25(state, CFG)
     smaller = replace(CFG, language=replace(CFG.language, layers=4))
     with pytest.raises(ValueError, match="layers.3"):
-        hf.to_kimi_k25(ours.state_dict(), smaller)
+        released.to_kimi_k25(ours.state_dict(), smaller)
 
 
 RELEASED = ModelConfig(                                         # K2.5 config.json
@@ -157,11 +162,22 @@ RELEASED = ModelConfig(                                         # K2.5 config.js
                    experts=384, top_k=8, expert_ffn=2048, routed_scaling=2.827, eps=1e-5))
 
 
+def blocks(state):
+    """{block: number of its parameters}; the released names and those of transformers' modules call the same blocks the same."""
+    out = Counter()
+    for name, x in state.items():
+        layer = re.search(r"(?:layers|blocks)\.(\d+)\.", name)
+        part = next(part for part in ("vision_tower", "mm_projector", "embed_tokens", "lm_head", "language_model") if part in name)
+        out[part, layer and layer[1]] += x.numel()
+    return out
+
+
 def test_released_configuration_has_the_released_shapes():
     """On the meta device: 1.04T parameters, and every tensor fits transformers' model of that configuration."""
     with torch.device("meta"):
         model = NanoKimi(RELEASED, 163605)
-        theirs = transformers.Kimi_K25ForConditionalGeneration(transformers.Kimi_K25Config(**hf.kimi_k25_config(RELEASED, 163605)))
-    theirs.load_state_dict(hf.to_kimi_k25(model.state_dict(), RELEASED), assign=True)
+        theirs = transformers.Kimi_K25ForConditionalGeneration(transformers.Kimi_K25Config(**released.kimi_k25_config(RELEASED, 163605)))
+    sizes, expected = (blocks(state) for state in (released.to_kimi_k25(model.state_dict(), RELEASED), theirs.state_dict()))
+    assert sizes == expected and len(sizes) > 27 + 61
     assert sum(p.numel() for p in model.language.parameters()) == pytest.approx(1.04e12, rel=0.02)      # K2 Table 2: 1.04T in all
     assert 3.5e8 < sum(p.numel() for p in model.vision.parameters()) < 4.5e8                            # ~400M
