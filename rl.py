@@ -2,6 +2,7 @@
 
     python rl.py                             the newest run, 20 minutes on 2 CPU cores
     python rl.py --objective k15 --inner 3   k1.5's objective (k25 is the default; also rest, grpo)
+    python rl.py long2short                  the same answers in fewer tokens: nanokimi/long2short.py
 
 Everything lands in RUN/rl and RUN/short. Stop it with Ctrl-C or kill it, start it again: it goes on where it was.
 Left out on purpose: value networks, reward models, asynchronous workers (see nanokimi/policy.py and nanokimi/rollout.py).
@@ -16,17 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanokimi import checkpoint, data, pages, plan, rollout
+from nanokimi import checkpoint, long2short, pages, plan, rollout
 from nanokimi.engine import Engine
-from nanokimi.long2short import imitate, shortest_correct
+from nanokimi.learner import Learner, muon
+from nanokimi.long2short import shortest_correct
 from nanokimi.model import load, save
-from nanokimi.muon import MuonClip, qk_clip
 from nanokimi.panel import Panel, summary
-from nanokimi.policy import OBJECTIVES, Samples, length_reward, length_weight
+from nanokimi.policy import OBJECTIVES, length_reward, length_weight
 from nanokimi.tokenizer import Tokenizer
 
-CLIP_GRAD, QK_CLIP = 1.0, 30.0
-MICRO_TOKENS = 8192             # of a micro-batch
 SHORT_SHARE = 0.15              # of the minutes: sampling and training for shortest rejection sampling
 
 
@@ -49,7 +48,7 @@ def arguments():
     add("--inner", type=int, default=1, help="passes over the responses of an iteration (k1.5 takes several)")
     add("--step-problems", type=int, default=64, help="problems an optimizer step")
     add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
-    add("--lr", type=float, default=1e-4, help="ours; 3e-4 forgot names and sums within 65 iterations")
+    add("--lr", type=float, default=2e-4, help="ours; a constant 3e-4 forgot names and sums within 65 iterations")
     add("--decay", type=float, default=0.9, help="share of the learning rate that is gone at the end, linearly")
     add("--replay", type=float, default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
     add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
@@ -65,6 +64,8 @@ def arguments():
 
 def main():
     """One training a folder."""
+    if sys.argv[1:2] == ["long2short"]:
+        return shorter(long2short.arguments(sys.argv[2:]))
     args = arguments()
     run = args.run or newest_run()
     if not (run / "sft" / "model.safetensors").exists():
@@ -76,6 +77,15 @@ def main():
         torch.set_num_threads(args.threads)
         torch.set_flush_denormal(True)
         reinforce(args, run, run / args.name)
+
+
+def shorter(args):
+    """python rl.py long2short: see nanokimi/long2short.py."""
+    run = args.run or newest_run()
+    if not (run / (args.base or "sft") / "model.safetensors").exists():
+        fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
+    with plan.hold(run / "long2short"):
+        long2short.run_methods(run, args)
 
 
 def fail(sentence):
@@ -110,7 +120,7 @@ def reinforce(args, run, folder):
     model = load(folder if finished else run / "sft", device).train()
     engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)     # one set of weights samples and learns
     if not finished:
-        pool = improve(args, folder, model, engine)
+        pool = improve(args, folder, engine)
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
         save(model, folder)                                              # from here on RL is finished
         checkpoint.clear(folder)
@@ -122,22 +132,23 @@ def reinforce(args, run, folder):
         shorten(args, short, engine, pool)
 
 
-def improve(args, folder, model, engine):
+def improve(args, folder, engine):
     """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
-    optimizer = make_optimizer(args, model)
-    state = plan.or_exit(checkpoint.resume, folder, model, optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
+    learner = make_learner(args, engine)
+    state = plan.or_exit(checkpoint.resume, folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
     pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else first_pool(args, engine)
     unfinished = [rollout.thaw(engine, group, pool) for group in state["unfinished"]]
     with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
-        iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel)
+        iterate(args, folder, engine, learner, pool, unfinished, state, stop, panel)
     return pool
 
 
-def make_optimizer(args, model):
-    """MuonClip as in K2.5's RL, or AdamW, without weight decay: RL's steps are few and small."""
-    if args.optimizer == "muon":
-        return MuonClip(model.named_parameters(), lr=args.lr, weight_decay=0.0)
-    return torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+def make_learner(args, engine):
+    """The model that samples is the model that learns."""
+    model = engine.model
+    optimizer = muon(model, args.lr) if args.optimizer == "muon" else torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
+                                                                                      weight_decay=0.0)
+    return Learner(model, engine.tokenizer, optimizer, args.objective, args.temperature, args.inner, args.step_problems, args.replay, args.seed)
 
 
 def first_pool(args, engine):
@@ -152,16 +163,15 @@ def first_pool(args, engine):
     return pool
 
 
-def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, stop, panel):
+def iterate(args, folder, engine, learner, pool, unfinished, state, stop, panel):
     """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
     started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
     seconds = 60 * args.minutes * (1 - SHORT_SHARE)
-    device, tokenizer = engine.device, engine.tokenizer
     while not stop.asked and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
         iteration, clock = state["step"], [time.perf_counter()]
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
         engine.version = iteration
-        for group in optimizer.param_groups:                             # a Muon step is never shorter than its rate: it must shrink to settle
+        for group in learner.optimizer.param_groups:                          # a Muon step is never shorter than its rate: it must shrink to settle
             group["lr"] = args.lr * (1 - args.decay * progress)
         rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
@@ -170,7 +180,7 @@ def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, sto
         groups, unfinished = rollout.carry_on(engine, unfinished + fresh, args.temperature, args.segment)
         clock.append(time.perf_counter())
         rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
-        stats = update(model, optimizer, groups, rewards, args, tokenizer, device, iteration)
+        stats = learner.update(groups, rewards, iteration)
         clock.append(time.perf_counter())
 
         for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
@@ -180,13 +190,11 @@ def iterate(args, folder, model, engine, optimizer, pool, unfinished, state, sto
         panel.row(row)
         hopeless(row, panel)
         if iteration % 10 == 0:
-            pages.write(folder / "trajectories.html", groups, tokenizer, iteration + 1)
+            pages.write(folder / "trajectories.html", groups, engine.tokenizer, iteration + 1)
         if stop.asked or time.perf_counter() - last_save > args.save_every:
             state |= {"pool": [asdict(item) for item in pool], "unfinished": [rollout.freeze(group) for group in unfinished]}
-            checkpoint.save(folder, iteration + 1, model, optimizer, state)
+            checkpoint.save(folder, iteration + 1, engine.model, learner.optimizer, state)
             last_save = time.perf_counter()
-    for group in unfinished:
-        group.close()
     if stop.asked:
         panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
         sys.exit(130)
@@ -209,50 +217,6 @@ def with_length(group, weight):
     return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
 
 
-def update(model, optimizer, groups, rewards, args, tokenizer, device, iteration):
-    """Optimizer steps on the groups whose rewards differ. MuonClip's step is equally large however small the gradient, so where there is
-    nothing to learn there must be no step."""
-    learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
-    stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0}
-    if args.objective == "k15":
-        optimizer.state.clear()                                          # every iteration is a new problem (k1.5 2.3.2)
-    for _ in range(args.inner):
-        for start in range(0, len(learn), args.step_problems):
-            batches = rollout.micro_batches(*zip(*learn[start:start + args.step_problems]), tokenizer.patch, tokenizer.pad, MICRO_TOKENS)
-            tokens, responses = sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)
-            for training in batches:
-                backward(model, training, tokens, responses, args, device, stats)
-            if args.replay:
-                rehearse(model, tokenizer, args, 1000 * iteration + stats["steps"], device)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
-            optimizer.step()
-            qk_clip(model, QK_CLIP)
-            model.language.update_bias(0.0)                              # uses up the loads; the balance is left as pre-training made it
-            optimizer.zero_grad()
-            stats["steps"] += 1
-    return stats
-
-
-def backward(model, training, tokens, responses, args, device, stats):
-    """Adds the gradients of one micro-batch. tokens, responses: of the whole step."""
-    new, _ = model.target_logprobs(training.batch.to(device), args.temperature)
-    arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
-    old, owner, reward, baseline, spread = (torch.from_numpy(array).to(device) for array in arrays)
-    OBJECTIVES[args.objective](Samples(new, old, owner, reward, baseline, spread, tokens, responses)).backward()
-    ratio = (new - old).detach().abs()
-    stats["log_ratio"].append(ratio.mean().item())
-    stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
-
-
-def rehearse(model, tokenizer, args, number, device, documents=16, length=384):
-    """Adds the gradients of supervised learning on a few of the cold start's chats and documents, by weight (K2's RL mixes in such a PTX
-    loss; its weight is not disclosed)."""
-    batches = data.Batches("sft", tokenizer, model.config.vision, args.seed + 10 ** 6, documents * data.SHARDS, length, steps=1)
-    batch, _ = batches.shard(number, 0)
-    loss, _ = model.loss(batch.to(device))
-    (args.replay * loss).backward()
-
-
 def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
     Writes the model into `folder`."""
@@ -261,15 +225,14 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
     groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6, n)) for n, item in enumerate(items)]
     done, _ = rollout.carry_on(engine, groups, args.temperature)
-    chosen = [doc for doc in map(shortest_correct, done) if doc is not None]
+    chosen = [doc for group in done if (doc := shortest_correct(group, rng)) is not None]
     if not chosen:
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
-    model, optimizer = engine.model, MuonClip(engine.model.named_parameters(), lr=lr, weight_decay=0.0)
+    learner = Learner(engine.model, engine.tokenizer, muon(engine.model, lr))
     for start in range(0, len(chosen), documents):
-        imitate(model, optimizer, chosen[start:start + documents], engine.tokenizer, engine.device)
-        qk_clip(model, QK_CLIP), model.language.update_bias(0.0)
-    save(model, folder)
+        learner.imitate(chosen[start:start + documents])
+    save(engine.model, folder)
     long = np.mean([sum(r.sampled) for g in done for r in g.responses])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
                        f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")

@@ -153,6 +153,9 @@ PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: i
                "parameters": {"properties": {"code": {"type": "string"}}, "required": ["code"]}}
 
 
+PLAN = "plan: look at everything, then answer."
+
+
 def long_thinking(problem, rng):
     """Planning, checking and correcting (k1.5 2.2: what long chains of thought show), in words a small model can follow."""
     listing, _, step = problem.reasoning.partition(". ")
@@ -164,8 +167,19 @@ def long_thinking(problem, rng):
     return f"plan: look, then answer. {listing}. {step} check: {step}"
 
 
-def chat_messages(problem, rng):
-    """(messages, thinking?) for one problem: instant, short or long thinking; a tool call where the problem needs one.
+def checked_thinking(problem, rng):
+    """Long thinking whose length varies, for long2short: a plan, the steps, then none to three checks; one in six first attempts is cut
+    off in doubt and begun again."""
+    steps = problem.reasoning
+    again = steps if len(steps) < 120 else steps.split(". ")[-1]
+    doubt = f"{steps[:len(steps) // 2].rsplit(' ', 1)[0]} wait, once more. " if rng.random() < 1 / 6 else ""
+    plan = "plan: add the ones, then the tens, then the hundreds." if problem.question.startswith("what is ") and "0+" in steps else PLAN
+    return f"{plan} {doubt}{steps}" + f" check: {again}" * int(rng.choice(4, p=(0.2, 0.35, 0.3, 0.15)))
+
+
+def chat_messages(problem, rng, style=None):
+    """(messages, thinking?) for one problem: instant, short or long thinking (long2short: all of it "long", or all "brief"); a tool call
+    where the problem needs one.
 
     Thoughts and answers begin with a space, so that their first word is the token that pre-training knows (" red", not "red").
     """
@@ -179,10 +193,13 @@ def chat_messages(problem, rng):
         result = {"role": "tool", "content": problem.answer}
         final = {"role": "assistant", "thinking": f" the result is {problem.answer}.", "content": f" {problem.answer}"}
         return [user, call, result, final], True
-    style = rng.random()
-    if style < 0.2 or not problem.reasoning:
+    dice = rng.random()
+    if dice < 0.2 or not problem.reasoning:
         return [user, {"role": "assistant", "content": f" {problem.answer}"}], False
-    thought = long_thinking(problem, rng) if style > 0.85 else problem.reasoning
+    if style:
+        thought = checked_thinking(problem, np.random.default_rng(rng.integers(2 ** 32))) if style == "long" else problem.reasoning
+    else:
+        thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
 
 
@@ -192,7 +209,7 @@ def no_media(out, tokenizer):
     return out
 
 
-def sft_document(rng, tokenizer, vision, length):
+def sft_document(rng, tokenizer, vision, length, style=None):
     """One chat (or document) of the cold start: (kind, Rendered). Text only: asserted, not hoped (K2.5 2.2)."""
     while True:
         kind, = draw_kinds(rng, SFT, 1)
@@ -200,7 +217,7 @@ def sft_document(rng, tokenizer, vision, length):
             return kind, no_media(pretrain_document(rng, tokenizer, vision, length, *draw_kinds(rng, TEXT, 1))[1], tokenizer)
         problems = make_problems(kind, rng)
         problem = problems[rng.integers(len(problems))]
-        messages, thinking = chat_messages(problem, rng)
+        messages, thinking = chat_messages(problem, rng, style)
         declared = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
         out = no_media(tokenizer.render_chat(messages, tools=declared, thinking=thinking), tokenizer)
         if len(out.ids) <= length:
@@ -266,6 +283,7 @@ class Batches(Dataset):
     length: int                     # of a row, tokens
     steps: int                      # of the whole stage
     first: int = 0                  # where to go on
+    style: str | None = None        # of thinking in chats: long, brief, or a mixture
     rank: int = 0
     world: int = 1
 
@@ -286,7 +304,7 @@ class Batches(Dataset):
             drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, kind, step / self.steps)
                      for kind in draw_kinds(rng, PRETRAIN, number)]
         else:
-            drawn = [sft_document(rng, self.tokenizer, self.vision, self.length) for _ in range(number)]
+            drawn = [sft_document(rng, self.tokenizer, self.vision, self.length, self.style) for _ in range(number)]
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
         return batch, counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
 

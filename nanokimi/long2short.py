@@ -1,30 +1,289 @@
-"""long2short (k1.5 2.4, K15#2.4): the same answers in fewer tokens. So far: shortest rejection sampling, which also closes joint RL.
+"""long2short (k1.5 2.4): the same answers in fewer tokens, from one model that thinks long.
 
-To come: merging, DPO, long2short RL, Toggle.
+    python rl.py long2short                          all methods on the run that finished last, then the picture
+    python rl.py long2short --method dpo --run DIR   one of them
+
+Stages of a run: `long` (thinks with plans, checks and corrections, then RL), `brief` (same base, same chats, the bare steps), and from these
+`l2s-merge`, `l2s-shortest`, `l2s-dpo`, `l2s-rl`, `l2s-toggle`, and `l2s-rigid`, which Toggle is compared with. Each is a stage like any other.
 """
+import argparse
+import itertools
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import torch
 
-from . import data
+from . import data, plan, rollout
+from .checkpoint import write_json
+from .engine import Engine
+from .learner import Learner, muon
+from .model import NanoKimi, load, save
+from .muon import wsd
+from .policy import budget, length_reward, toggle
 from .rollout import Group
 from .tokenizer import Rendered, Tokenizer
 
+METHODS = ("merge", "shortest", "dpo", "rl", "toggle", "rigid")
+K = 8                           # samples a problem, as in the paper
+LONGEST = 400                   # tokens of a response of the long model
+STREAM = 11
 
-def shortest_correct(group: Group) -> Rendered | None:
-    """Prompt and shortest right response of a finished group as one document; None where nothing was right. Of equally short ones the
-    first sample is taken: samples are in random order."""
-    right = [talk for talk, reward in zip(group.talks, group.rewards) if reward >= 1.0]
+
+# ---- what is learned from samples --------------------------------------------------------------------------------------------------------
+
+def length(talk) -> int:
+    """Tokens that the model wrote in a response."""
+    return sum(talk.response.sampled)
+
+
+def right_ones(group: Group) -> list:
+    """The responses of a finished group that earned everything."""
+    return [talk for talk, reward in zip(group.talks, group.rewards) if reward >= 1.0]
+
+
+def shortest(group: Group, rng):
+    """The shortest right response of a group, of equally short ones a random one; None where nothing was right."""
+    right = right_ones(group)
     if not right:
         return None
-    best = min(right, key=lambda talk: sum(talk.response.sampled))
-    return best.response.trajectory(best.prompt)
+    best = min(map(length, right))
+    equal = [talk for talk in right if length(talk) == best]
+    return equal[rng.integers(len(equal))]
 
 
-def imitate(model, optimizer, documents: list[Rendered], tokenizer: Tokenizer, device) -> None:
-    """One optimizer step of supervised learning on these documents."""
-    length = -(-max(len(doc.ids) for doc in documents) // 64) * 64
-    batch = data.to_batch(data.pack(documents, length), length, tokenizer.pad, tokenizer.patch).to(device)
-    loss, _ = model.loss(batch)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+def shortest_correct(group: Group, rng) -> Rendered | None:
+    """Prompt and shortest right response as one document; None where nothing was right."""
+    talk = shortest(group, rng)
+    return None if talk is None else talk.response.trajectory(talk.prompt)
+
+
+def preferences(group: Group, rng) -> list[tuple]:
+    """DPO's pairs of a group: the shortest right response against every wrong one that is longer, and every right one that is 1.5 times
+    as long (k1.5 2.4). None where nothing was right, or nothing was longer."""
+    chosen = shortest(group, rng)
+    if chosen is None:
+        return []
+    least = length(chosen)
+    rejected = [talk for talk, reward in zip(group.talks, group.rewards)
+                if (length(talk) >= 1.5 * least if reward >= 1.0 else length(talk) > least)]
+    return [(chosen, talk) for talk in rejected]
+
+
+def with_reference(talk) -> tuple[Rendered, float]:
+    """(document, its log-probability under the model that sampled it): the reference of DPO needs no second model."""
+    return talk.response.trajectory(talk.prompt), sum(p for p, own in zip(talk.response.logprobs, talk.response.sampled) if own)
+
+
+# ---- methods -------------------------------------------------------------------------------------------------------------------------------
+
+def merge(a: NanoKimi, b: NanoKimi, share: float = 0.5) -> NanoKimi:
+    """Plain average of the weights (k1.5 2.4): (1 - share) a + share b, written into a."""
+    others = b.state_dict()
+    with torch.no_grad():
+        for name, x in a.state_dict().items():
+            x.lerp_(others[name], share)
+    return a
+
+
+def sample(engine: Engine, pool: list, seed: int) -> list[Group]:
+    """K responses to every problem of the pool."""
+    groups = [rollout.start(engine, item, K, LONGEST, (STREAM, seed, n)) for n, item in enumerate(pool)]
+    done, _ = rollout.carry_on(engine, groups, 1.0)
+    return done
+
+
+def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 2, documents: int = 64) -> str:
+    """Shortest rejection sampling: supervised learning on the shortest right response."""
+    chosen = [doc for group in groups if (doc := shortest_correct(group, rng)) is not None]
+    for epoch in range(epochs):
+        for part in batches_of(chosen, documents, rng):
+            learner.imitate(part)
+    return f"{len(chosen)} shortest responses; {len(groups) - len(chosen)} problems without a right one are left out"
+
+
+def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.1, pairs: int = 64, most: int = 2) -> str:
+    """DPO. At most `most` pairs a problem, so that problems weigh alike (ours)."""
+    by_group = [preferences(group, rng) for group in groups]
+    picked = [pairs_[i] for pairs_ in by_group for i in rng.permutation(len(pairs_))[:most]]
+    losses = [learner.prefer([tuple(map(with_reference, pair)) for pair in part], beta) for part in batches_of(picked, pairs, rng)]
+    return (f"{len(picked)} pairs of {sum(map(bool, by_group))} problems, {sum(not p for p in by_group)} problems without a pair; loss "
+            f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no pair: nothing was learned")
+
+
+def batches_of(things: list, size: int, rng):
+    """The things in random order, `size` at a time."""
+    order = rng.permutation(len(things))
+    for start in range(0, len(things), size):
+        yield [things[i] for i in order[start:start + size]]
+
+
+def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, minutes: float, max_new: int, seed: int, lr: float,
+              problems: int = 32) -> str:
+    """RL for some minutes. rewards_of(group, iteration) -> the rewards that it learns from."""
+    started, first, lengths = time.perf_counter(), None, 0
+    for iteration in itertools.count():
+        progress = (time.perf_counter() - started) / (60 * minutes)
+        if progress >= 1:
+            return f"{iteration} iterations, mean length {first:.0f} to {lengths:.0f}"
+        for part in learner.optimizer.param_groups:
+            part["lr"] = lr * (1 - 0.9 * progress)
+        rng = np.random.default_rng([STREAM, seed, iteration, 1])
+        items = rollout.choose(pool, problems, rng)
+        groups = [rollout.start(engine, item, K, max_new, (STREAM, seed, iteration, n)) for n, item in enumerate(items)]
+        groups, _ = rollout.carry_on(engine, groups, 1.0)
+        learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
+        for group in groups:
+            group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
+        lengths = np.mean([length(talk) for group in groups for talk in group.talks])
+        first = lengths if first is None else first
+
+
+def with_penalty(weight: float):
+    """Rewards with k1.5's length reward (2.3.3): the second RL phase of long2short."""
+    def rewards_of(group, iteration):
+        extra = length_reward([length(talk) for talk in group.talks], [reward >= 1.0 for reward in group.rewards])
+        return [reward + weight * e for reward, e in zip(group.rewards, extra)]
+    return rewards_of
+
+
+def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
+    """Toggle's rewards; with an endless phase the budget is rigid. budgets: {(ability, modality, seed) of an item: tokens or None}."""
+    def rewards_of(group, iteration):
+        limit = budgets[key_of(group.item)]
+        return toggle(group.rewards, [length(talk) for talk in group.talks], limit, iteration, phase, threshold)
+    return rewards_of
+
+
+def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
+    """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
+    return {key_of(group.item): budget([length(talk) for talk in group.talks], [r >= 1.0 for r in group.rewards], percentile)
+            for group in groups}
+
+
+def key_of(item) -> tuple:
+    """What names a problem."""
+    return item.ability, item.modality, item.seed
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------------------------------
+
+def teach(learner: Learner, style: str, steps: int, seed: int, lr: float) -> None:
+    """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
+    learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
+    batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style)
+    for step in range(steps):
+        for part in learner.optimizer.param_groups:
+            part["lr"] = lr * wsd(step, steps, 10, 0.5)
+        shards, counts = batches[step]
+        for batch in shards:
+            batch.denominator, batch.rows = counts["targets"], counts["rows"]
+            loss, _ = learner.model.loss(batch)
+            loss.backward()
+        learner.step()
+    learner.model.requires_grad_(True)
+
+
+def fresh(run: Path, stage: str, lr: float) -> tuple[Learner, Engine]:
+    """A learner on the weights of a stage, and the engine that samples from the same weights."""
+    model = load(run / stage).train()
+    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+    return Learner(model, tokenizer, muon(model, lr)), Engine(model, tokenizer)
+
+
+def make_pool(number: int, seed: int) -> list:
+    """Problems that are answered in words: no tools, whose calls are another matter."""
+    return [item for item in rollout.make_pool(2 * number, 0.5, seed + 1) if item.ability != "code"][:number]
+
+
+def think(run: Path, args, say) -> None:
+    """The two models that everything starts from: `long` and `brief`."""
+    for style in ("long", "brief"):
+        if done(run, style):
+            continue
+        learner, engine = fresh(run, args.base, args.sft_lr)
+        teach(learner, style, args.sft_steps, args.seed, args.sft_lr)
+        note = f"{args.sft_steps} steps of supervised learning"
+        if style == "long":
+            learner.optimizer = muon(learner.model, args.lr)
+            note += "; RL: " + reinforce(learner, engine, make_pool(args.problems, args.seed), lambda group, _: group.rewards, args.minutes,
+                                        LONGEST, args.seed, args.lr)
+        finish(run, style, learner.model, args, note, say)
+
+
+def done(run: Path, stage: str) -> bool:
+    """Whether a stage has its weights."""
+    return (run / stage / "model.safetensors").exists()
+
+
+def finish(run: Path, stage: str, model: NanoKimi, args, note: str, say) -> None:
+    """Saves a stage with the settings that made it."""
+    write_json_settings(run / stage, args, note)
+    save(model, run / stage)
+    say(f"{stage}: {note}")
+
+
+def write_json_settings(folder: Path, args, note: str) -> None:
+    """What made a stage, beside its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    write_json(folder / "long2short.json", settings | {"note": note, "commit": plan.commit(), "machine": plan.machine()})
+
+
+def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
+    """One method, from the long model, into its stage."""
+    learner, engine = fresh(run, "long", args.lr)
+    rng = np.random.default_rng([STREAM, args.seed])
+    if method == "merge":
+        note = "mean of the weights of long and brief"
+        merge(learner.model, load(run / "brief"))
+    elif method == "shortest":
+        note = imitate_shortest(learner, groups, rng)
+    elif method == "dpo":
+        note = prefer_shortest(learner, groups, rng)
+    else:
+        pool = [replace(group.item) for group in groups]
+        half = int(np.mean([length(talk) for group in groups for talk in group.talks]) / 2)
+        rewards_of, most = {"rl": (with_penalty(args.weight), max(24, half)),
+                            "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
+                            "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
+        note = reinforce(learner, engine, pool, rewards_of, args.minutes, most, args.seed, args.lr)
+    finish(run, f"l2s-{method}", learner.model, args, note, say)
+
+
+def arguments(argv: list[str]):
+    """The command line of python rl.py long2short."""
+    parser = argparse.ArgumentParser(prog="rl.py long2short", description="Shorter thinking, same answers: k1.5's four methods and Toggle.")
+    add = parser.add_argument
+    add("--run", type=Path, help="a run of train.py (default: the one that finished last)")
+    add("--method", choices=(*METHODS, "all"), default="all")
+    add("--base", help="stage that both models begin from (default: rl if the run has it, else sft)")
+    add("--problems", type=int, default=384, help="in the pool")
+    add("--minutes", type=float, default=4, help="of RL, wherever a method has RL")
+    add("--sft-steps", type=int, default=120)
+    add("--sft-lr", type=float, default=5e-4)
+    add("--lr", type=float, default=1e-4)
+    add("--weight", type=float, default=0.5, help="of the length reward (undisclosed: ours)")
+    add("--phase", type=int, default=4, help="iterations of a phase of Toggle (undisclosed: ours)")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=plan.cores())
+    return parser.parse_args(argv)
+
+
+def run_methods(run: Path, args) -> None:
+    """The two models and the methods asked for; what is there already is not done again."""
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    args.base = args.base or ("rl" if done(run, "rl") else "sft")
+    say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
+    think(run, args, say)
+    wanted = [m for m in (METHODS if args.method == "all" else [args.method]) if not done(run, f"l2s-{m}")]
+    groups = []
+    if set(wanted) - {"merge"}:
+        learner, engine = fresh(run, "long", args.lr)
+        groups = sample(engine, make_pool(args.problems, args.seed), args.seed)
+        say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
+            f"{np.mean([length(talk) for g in groups for talk in g.talks]):.0f} tokens")
+    for method in wanted:
+        apply(method, run, args, groups, say)

@@ -82,6 +82,11 @@ def surrogate(log_ratio: torch.Tensor, reward: torch.Tensor, log_z: torch.Tensor
     return (reward - log_z - tau * log_ratio).square()
 
 
+def dpo(chosen: torch.Tensor, rejected: torch.Tensor, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor, beta: float) -> torch.Tensor:
+    """DPO's loss per pair (P,) from log-probabilities of whole responses, of the model that learns and of the one it began as."""
+    return -torch.nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
 # ---- rewards that look at lengths --------------------------------------------------------------------------------------------------------
 
 def length_reward(lengths: list[int], correct: list[bool]) -> list[float]:

@@ -105,11 +105,20 @@ class Group:
         """Share of right responses."""
         return float(np.mean([r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]))
 
-    def close(self) -> None:
-        """Gives the tool's processes back."""
+    def open_tools(self, engine: Engine) -> None:
+        """A tool process for every response that is under way, its variables as they were."""
+        for talk in self.talks:
+            if self.problem.code and not talk.over:
+                talk.sandbox = Sandbox(tool_media(self.problem))
+                if talk.response.ids:
+                    replay(engine, talk)
+
+    def close_tools(self) -> None:
+        """Gives the processes back."""
         for talk in self.talks:
             if talk.sandbox is not None:
                 talk.sandbox.close()
+                talk.sandbox = None
 
 
 def question_content(parts: list, problem: Problem) -> list | str:
@@ -136,21 +145,22 @@ def content_of(response: Response) -> str:
 
 
 def start(engine: Engine, item: Item, k: int, max_new: int, key: tuple, thinking: bool = True) -> Group:
-    """A group whose responses are still empty. The tool is declared, and opened, where the problem needs it."""
+    """A group whose responses are still empty. The tool is declared where the problem needs it."""
     problem = item.problem()
     prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, bool(problem.code))
-    box = lambda: Sandbox(tool_media(problem)) if problem.code else None
-    turns = MAX_TURNS if problem.code else 1
-    return Group(item, problem, [Conversation(prompt, (*key, j), max_new, turns, box()) for j in range(k)])
+    return Group(item, problem, [Conversation(prompt, (*key, j), max_new, MAX_TURNS if problem.code else 1) for j in range(k)])
 
 
 def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
     """Samples on, each response to its end or `segment` tokens further: (finished groups with rewards, unfinished ones)."""
     for part in in_parts(groups):
-        engine.advance([talk for group in part for talk in group.talks], temperature, segment)
-        for group in part:
-            if group.over:
-                group.close()
+        try:
+            for group in part:
+                group.open_tools(engine)
+            engine.advance([talk for group in part for talk in group.talks], temperature, segment)
+        finally:
+            for group in part:
+                group.close_tools()
     done, rest = ([g for g in groups if g.over == wanted] for wanted in (True, False))
     for group in done:
         thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
@@ -162,7 +172,7 @@ def in_parts(groups: list[Group]) -> list[list[Group]]:
     """Groups in parts that do not hold more than OPEN tool processes."""
     parts, used = [[]], 0
     for group in groups:
-        needs = sum(talk.sandbox is not None for talk in group.talks)
+        needs = len(group.talks) if group.problem.code else 0
         if parts[-1] and used + needs > OPEN:
             parts.append([])
             used = 0
@@ -233,19 +243,22 @@ def freeze(group: Group) -> dict:
 
 
 def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
-    """The group again, its tools where they were: their calls are run once more."""
+    """The group again, with the pictures that its tools returned: their calls are run once more."""
     item = next(item for item in pool if item.seed == frozen["seed"])
     group = start(engine, item, len(frozen["talks"]), frozen["max_new"], tuple(frozen["key"]))
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
         talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
+        talk.sandbox = Sandbox(tool_media(group.problem)) if group.problem.code else None
         replay(engine, talk)
+    group.close_tools()
     return group
 
 
 def replay(engine: Engine, talk: Conversation) -> None:
     """Runs the calls that were answered already, for their variables and pictures, and parses the last turn."""
     response, turns = talk.response, [[]]
+    response.clips = []
     for token, sampled in zip(response.ids, response.sampled):
         if sampled:
             turns[-1].append(token)

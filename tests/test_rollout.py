@@ -186,13 +186,23 @@ CALL = TOK.render_chat([{"role": "user", "content": ""}, {"role": "assistant", "
 def test_a_thawed_tool_knows_its_variables_and_its_pictures():
     pool = [Item("code", "image", 7)]
     group = start(ENGINE, pool[0], 1, 40, (5, 0))
+    group.open_tools(ENGINE)
     talk, = group.talks
     call = CALL.ids[CALL.ids.index(TOK.think) + 1:]
     talk.response.add(call, [-1.0] * len(call), True)
     talk.response.parsed, talk.response.stop, talk.turn_tokens, talk.asks = TOK.parse_response(call, opened=True), "end", len(call), True
     ENGINE._answer([talk])
     assert len(talk.response.clips) == 1 and not talk.over
-    again = thaw(ENGINE, json.loads(json.dumps(freeze(group))), pool).talks[0]
+    thawed = thaw(ENGINE, json.loads(json.dumps(freeze(group))), pool)
+    again, = thawed.talks
+    assert again.sandbox is None and len(again.response.clips) == 1             # no process waits while nothing is sampled
+    thawed.open_tools(ENGINE)
     assert again.sandbox.run("n + 1").text == "42" and again.response.ids == talk.response.ids
     assert (again.response.clips[0].frames == talk.response.clips[0].frames).all() and again.turns == talk.turns
-    group.close(), again.sandbox.close()
+    group.close_tools(), thawed.close_tools()
+
+
+def test_unfinished_groups_hold_no_processes():
+    groups = [start(ENGINE, Item("code", "image", 7), 2, 14, (5, 0))]
+    _, rest = rollout.carry_on(ENGINE, groups, 1.0, segment=2)
+    assert rest and all(talk.sandbox is None for group in rest for talk in group.talks)

@@ -1,0 +1,121 @@
+"""Optimizer steps on responses: reinforcement, imitation, preference. What they share is how a step ends.
+
+Training batches are made from finished groups (rollout.micro_batches); the objectives are policy.OBJECTIVES.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import data, rollout
+from .model import NanoKimi
+from .muon import MuonClip, qk_clip
+from .policy import OBJECTIVES, Samples, dpo
+from .tokenizer import Rendered, Tokenizer
+
+CLIP_GRAD, QK_CLIP = 1.0, 30.0
+MICRO_TOKENS = 8192             # of a micro-batch
+
+
+@dataclass
+class Learner:
+    """A model, its optimizer, and how to learn from responses that were sampled at `temperature`."""
+    model: NanoKimi
+    tokenizer: Tokenizer
+    optimizer: torch.optim.Optimizer
+    objective: str = "k25"
+    temperature: float = 1.0
+    inner: int = 1                  # passes over the responses of an iteration (k1.5 takes several)
+    step_problems: int = 64         # problems an optimizer step
+    replay: float = 0.0             # weight of the cold start's text in every step (PTX)
+    seed: int = 0
+
+    @property
+    def device(self):
+        return self.model.language.head.weight.device
+
+    # ---------------------------------------------------------------- reinforcement
+    def update(self, groups: list[rollout.Group], rewards: list[list[float]], iteration: int) -> dict:
+        """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios. MuonClip's step is equally large however
+        small the gradient, so where there is nothing to learn there must be no step."""
+        learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
+        stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0}
+        if self.objective == "k15":
+            self.optimizer.state.clear()                                 # every iteration is a new problem (k1.5 2.3.2)
+        for _ in range(self.inner):
+            for start in range(0, len(learn), self.step_problems):
+                self._accumulate(learn[start:start + self.step_problems], stats)
+                if self.replay:
+                    self._rehearse(1000 * iteration + stats["steps"])
+                self.step()
+                stats["steps"] += 1
+        return stats
+
+    def _accumulate(self, learn: list[tuple], stats: dict) -> None:
+        """Adds the gradients of one step, micro-batch by micro-batch."""
+        batches = rollout.micro_batches(*zip(*learn), self.tokenizer.patch, self.tokenizer.pad, MICRO_TOKENS)
+        tokens, responses = sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)
+        for training in batches:
+            new, _ = self.model.target_logprobs(training.batch.to(self.device), self.temperature)
+            arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
+            old, *rest = (torch.from_numpy(array).to(self.device) for array in arrays)
+            OBJECTIVES[self.objective](Samples(new, old, *rest, tokens, responses)).backward()
+            ratio = (new - old).detach().abs()
+            stats["log_ratio"].append(ratio.mean().item())
+            stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
+
+    def _rehearse(self, number: int, documents: int = 16, length: int = 384) -> None:
+        """Adds the gradients of supervised learning on a few of the cold start's chats and documents, by weight (K2's RL mixes in such a
+        PTX loss; its weight is not disclosed)."""
+        batches = data.Batches("sft", self.tokenizer, self.model.config.vision, self.seed + 10 ** 6, documents * data.SHARDS, length, steps=1)
+        batch, _ = batches.shard(number, 0)
+        loss, _ = self.model.loss(batch.to(self.device))
+        (self.replay * loss).backward()
+
+    # ---------------------------------------------------------------- imitation and preference
+    def imitate(self, documents: list[Rendered]) -> float:
+        """One step of supervised learning on these documents; returns the loss."""
+        rows, length = self._rows(documents)
+        loss, _ = self.model.loss(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        loss.backward()
+        self.step()
+        return loss.item()
+
+    def prefer(self, pairs: list[tuple], beta: float) -> float:
+        """One step of DPO on (chosen, rejected) pairs of (document, log-probability under the model that sampled it); returns the loss."""
+        total = 0.0
+        for start in range(0, len(pairs), 16):
+            part = pairs[start:start + 16]
+            new = self.sequence_logprobs([doc for pair in part for doc, _ in pair]).view(-1, 2)
+            old = torch.tensor([[logprob for _, logprob in pair] for pair in part], device=self.device)
+            loss = dpo(new[:, 0], new[:, 1], old[:, 0], old[:, 1], beta).sum() / len(pairs)
+            loss.backward()
+            total += loss.item()
+        self.step()
+        return total
+
+    def sequence_logprobs(self, documents: list[Rendered]) -> torch.Tensor:
+        """(D,) log-probability of what is trained on in each document, summed."""
+        rows, length = self._rows(documents)
+        place = {id(doc): n for n, doc in enumerate(documents)}
+        order = [place[id(doc)] for row in rows for doc in row]          # packing sorts by length
+        logprobs, _ = self.model.target_logprobs(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        owner = torch.tensor(np.repeat(order, [sum(documents[n].mask[1:]) for n in order]), device=self.device)
+        return logprobs.new_zeros(len(documents)).index_add(0, owner, logprobs)
+
+    def _rows(self, documents: list[Rendered]) -> tuple[list, int]:
+        length = -(-max(len(doc.ids) for doc in documents) // 64) * 64
+        return data.pack(documents, length), length
+
+    def step(self) -> None:
+        """Clips the gradients, updates, clips the logits; the router's balance is left as pre-training made it."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD)
+        self.optimizer.step()
+        qk_clip(self.model, QK_CLIP)
+        self.model.language.update_bias(0.0)                             # uses up the loads
+        self.optimizer.zero_grad()
+
+
+def muon(model: NanoKimi, lr: float) -> MuonClip:
+    """MuonClip as in K2.5's RL, without weight decay: steps here are few and small."""
+    return MuonClip([(name, p) for name, p in model.named_parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
