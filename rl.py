@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanokimi import checkpoint, long2short, pages, plan, rollout
+from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import shortest_correct
@@ -34,6 +34,7 @@ def arguments():
     parser = argparse.ArgumentParser(description="Reinforcement learning from verified outcomes, on text, pictures and clips together.")
     add = parser.add_argument
     add("--run", type=Path, help="a run of train.py (default: the one that finished last)")
+    add("--start", default="sft", help="stage of the run to begin from")
     add("--name", default="rl", help="folder inside the run")
     add("--objective", choices=OBJECTIVES, default="k25")
     add("--minutes", type=float, default=20, help="wall clock, shortest rejection sampling included")
@@ -68,8 +69,8 @@ def main():
         return shorter(long2short.arguments(sys.argv[2:]))
     args = arguments()
     run = args.run or newest_run()
-    if not (run / "sft" / "model.safetensors").exists():
-        fail(f"{run} has no finished cold start: python train.py --run {run} first.")
+    if not (run / args.start / "model.safetensors").exists():
+        fail(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
     if args.k < 2:
         fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     with plan.hold(run / args.name):
@@ -86,6 +87,7 @@ def shorter(args):
         fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"):
         long2short.run_methods(run, args)
+        lengths.report(run)
 
 
 def fail(sentence):
@@ -117,7 +119,7 @@ def reinforce(args, run, folder):
     """RL until its share of the minutes is over, then shortest rejection sampling; what is finished already is not done again."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     finished = (folder / "model.safetensors").exists()
-    model = load(folder if finished else run / "sft", device).train()
+    model = load(folder if finished else run / args.start, device).train()
     engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)     # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)

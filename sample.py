@@ -35,6 +35,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, or a folder of frames")
     parser.add_argument("--run", default="runs/nano", metavar="DIR", help="what train.py wrote (default: runs/nano)")
+    parser.add_argument("--stage", help="pretrain, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
@@ -51,9 +52,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 # ---------------------------------------------------------------------------------------------------------------- the model
 
-def open_engine(run: Path, device: str) -> tuple[Engine, str]:
+def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:
     """(engine, a line about the model)."""
-    stage = newest_stage(run)
+    stage = run / stage if stage else newest_stage(run)
+    if not (stage / "model.safetensors").is_file():
+        raise UsageError(f"no trained model in {stage}")
     torch.set_num_threads(1)                                                    # one row: the operations are too small to share
     try:
         torch.empty(0, device=device)
@@ -213,7 +216,7 @@ def main(arguments=None) -> int:
     """Exit code: 0, or 2 for what the user can put right."""
     options = parse_arguments(arguments)
     try:
-        engine, about = open_engine(Path(options.run), options.device)
+        engine, about = open_engine(Path(options.run), options.device, options.stage)
         write = writer(options.plain)
         if not options.plain:
             write(about + "\n", True)

@@ -35,8 +35,9 @@ def write_json(path, content):
 
 
 def newest_stage(run):
-    """The stage folder of a run whose model was written last. FileNotFoundError if there is none."""
-    stages = [path.parent for path in run.glob("*/model.safetensors") if (path.parent / "config.json").is_file()]
+    """The stage folder of a run whose model was written last, long2short's comparisons left out. FileNotFoundError if there is none."""
+    stages = [path.parent for path in run.glob("*/model.safetensors")
+              if (path.parent / "config.json").is_file() and not (path.parent / "long2short.json").is_file()]
     if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
         raise FileNotFoundError(f"no trained model in {run}: run `python train.py` first, or give its folder")
     return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)

@@ -153,7 +153,8 @@ PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: i
                "parameters": {"properties": {"code": {"type": "string"}}, "required": ["code"]}}
 
 
-PLAN = "plan: look at everything, then answer."
+LOOK = "plan: look at everything, then answer."
+ADD = "plan: add the ones, then the tens, then the hundreds."
 
 
 def long_thinking(problem, rng):
@@ -173,7 +174,7 @@ def checked_thinking(problem, rng):
     steps = problem.reasoning
     again = steps if len(steps) < 120 else steps.split(". ")[-1]
     doubt = f"{steps[:len(steps) // 2].rsplit(' ', 1)[0]} wait, once more. " if rng.random() < 1 / 6 else ""
-    plan = "plan: add the ones, then the tens, then the hundreds." if problem.question.startswith("what is ") and "0+" in steps else PLAN
+    plan = ADD if problem.question.removeprefix("what is ")[:1].isdigit() else LOOK
     return f"{plan} {doubt}{steps}" + f" check: {again}" * int(rng.choice(4, p=(0.2, 0.35, 0.3, 0.15)))
 
 

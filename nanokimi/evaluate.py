@@ -174,15 +174,15 @@ def chat_rows(engine, split, number, known):
     return rows
 
 
-def report_card(run, split, number, precision="fp32"):
-    """All rows of a run: {"row": value}. The test split is read here and nowhere else; each reading is noted in the run."""
+def report_card(run, split, number, precision="fp32", stage="sft"):
+    """All rows of a run: {"row": value}; `stage` answers what is asked in chat. The test split is read here and nowhere else; each reading is noted in the run."""
     run = Path(run)
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
     tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
     rows = base_rows(Engine(load(run / "pretrain"), tokenizer, precision=precision), split, number)
-    rows |= chat_rows(Engine(load(run / "sft"), tokenizer, precision=precision), split, number, rows["flag_name"] * rows["capital"])
+    rows |= chat_rows(Engine(load(run / stage), tokenizer, precision=precision), split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
     return rows
 
@@ -360,14 +360,16 @@ def sum_minutes(run):
     return round(sum(last.values()) / 60, 2)
 
 
-def exam_arguments(description, results):
-    """The command line of what asks the exam; --out is `results` where three runs are asked the test split. Sets the threads."""
+def exam_arguments(description, results, stage=False):
+    """The command line of what asks the exam, with --stage if wanted; --out is `results` where three runs are asked the test split. Sets the threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
     parser.add_argument("--out", type=Path, help=f"write the rows to this results file (default with three runs on test: {results})")
     parser.add_argument("--threads", type=int, default=plan.cores())
+    if stage:
+        parser.add_argument("--stage", default="sft", help="what answers in chat: sft, rl, short, l2s-dpo, ...")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.problems = args.problems or {"val": 100, "test": 500}[args.split]
@@ -377,9 +379,9 @@ def exam_arguments(description, results):
 
 def main():
     """Asks every run, prints its card, writes the results."""
-    args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json")), []
+    args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json"), stage=True), []
     for run in args.runs:
-        cards.append(report_card(run, args.split, args.problems))
+        cards.append(report_card(run, args.split, args.problems, stage=args.stage))
         print_card(cards[-1], args.problems, args.split)
     if args.out:
         write_results(args.runs, cards, args.problems, args.out)

@@ -1,0 +1,271 @@
+"""Accuracy against response tokens: what long2short reached.
+
+    python -m nanokimi.lengths runs/nano                                   val split, 100 problems a row
+    python -m nanokimi.lengths --split test runs/s0 runs/s1 runs/s2        writes results/long2short.json and its picture
+
+All rows are asked in chat with thinking, greedy. Which method is best is decided on the val split, whatever split is reported.
+"""
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from rich.table import Table
+
+from . import plan
+from .checkpoint import write_json
+from .engine import Engine
+from .evaluate import ask_chat, exam_arguments, over_seeds
+from .long2short import LONGEST, METHODS, merge
+from .model import load
+from .report import save_png, style, wilson_interval
+from .rollout import chat_prompt, content_of
+from .tokenizer import Rendered, Tokenizer
+from .world import exam
+from .world.verify import correct
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt                                          # noqa: E402
+
+ROWS = {"arithmetic": "text", "scene_text": "text", "chat_picture": "pictures", "count": "pictures", "direction": "clips"}
+BOTH = ("long", "brief")
+STAGES = (*BOTH, *(f"l2s-{method}" for method in METHODS))
+CANDIDATES = tuple(f"l2s-{method}" for method in METHODS if method != "rigid")          # rigid is what Toggle is compared with
+CAPS = (0.25, 0.5, 0.75, 1.0, 1.5)       # of the long model's mean length in a row
+SWEEP = (0.25, 0.75)                     # of the weights, beside long (0), merge (0.5) and brief (1)
+ANSWER = 40                              # tokens for an answer after thinking was ended
+TARGETS = {"l2s_token_saving": ">=0.40", "l2s_acc_drop": "<=0.02", "l2s_vs_short": ">=0.05", "long_half_drop": ">=0.10"}
+
+
+@dataclass
+class Answers:
+    """What came back to the problems of one row, or of several: right or not, and the tokens it took."""
+    hits: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.hits))
+
+    @property
+    def length(self) -> float:
+        return float(np.mean(self.tokens))
+
+    def __add__(self, other: "Answers") -> "Answers":
+        return Answers(self.hits + other.hits, self.tokens + other.tokens)
+
+
+# ---- asking ------------------------------------------------------------------------------------------------------------------------------
+
+def ask(engine, problems) -> Answers:
+    """As the model likes to answer."""
+    responses = ask_chat(engine, problems, max_new=LONGEST)
+    return Answers([correct(p, content_of(r)) for p, r in zip(problems, responses)], [len(r.ids) for r in responses])
+
+
+def go_on(engine, prompts, heads, most) -> list[str]:
+    """The answers after each prompt and forced first tokens of the response."""
+    forced = [Rendered(p.ids + head, p.mask + [False] * len(head), p.clips) for p, head in zip(prompts, heads)]
+    return [content_of(r) for (r,) in engine.generate(forced, most)]
+
+
+def ask_capped(engine, problems, cap: int) -> Answers:
+    """Thinking may take `cap` tokens; what still thinks then is made to answer (</think> is forced)."""
+    tokenizer = engine.tokenizer
+    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
+    heads = []
+    for (response,) in engine.generate(prompts, cap):
+        ids = response.ids
+        heads.append(ids[:ids.index(tokenizer.end_think) + 1] if tokenizer.end_think in ids else [*ids, tokenizer.end_think])
+    answers = go_on(engine, prompts, heads, ANSWER)
+    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+
+
+def ask_for_more(engine, problems) -> Answers:
+    """Where thinking would end, " check:" stands instead and it goes on: what a model still makes of tokens that are allowed again."""
+    tokenizer = engine.tokenizer
+    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
+    heads = []
+    for response in ask_chat(engine, problems, max_new=LONGEST):
+        ids = response.ids
+        heads.append(ids[:ids.index(tokenizer.end_think)] + tokenizer.encode(" check:") if tokenizer.end_think in ids else ids[:-1])
+    answers = go_on(engine, prompts, heads, LONGEST)
+    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------------------------------
+
+def measure(run: Path, split: str, number: int) -> dict:
+    """{"stages": {stage: {row: Answers}}, "caps": {cap: {row: Answers}}, "sweep": {share: {row: Answers}}, "more": {stage: {row: Answers}}}."""
+    if split == "test":
+        with open(run / "test_reads.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "long2short"}) + "\n")
+    exams = {row: exam.exam(row, split, number) for row in ROWS}
+    stages = [stage for stage in STAGES if (run / stage / "model.safetensors").exists()]
+    out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
+    for stage in stages:
+        engine = open_stage(run, load(run / stage))
+        out["stages"][stage] = {row: ask(engine, problems) for row, problems in exams.items()}
+        if stage in ("l2s-toggle", "l2s-rigid"):
+            out["more"][stage] = {row: ask_for_more(engine, problems) for row, problems in exams.items()}
+        if stage == "long":
+            means = {row: answers.length for row, answers in out["stages"]["long"].items()}
+            out["caps"] = {cap: {row: ask_capped(engine, problems, max(1, int(cap * means[row]))) for row, problems in exams.items()}
+                           for cap in CAPS}
+    for share in SWEEP if set(BOTH) <= set(stages) else ():
+        engine = open_stage(run, merge(load(run / "long"), load(run / "brief"), share))
+        out["sweep"][share] = {row: ask(engine, problems) for row, problems in exams.items()}
+    return out
+
+
+def open_stage(run: Path, model) -> Engine:
+    """An engine for a model of the run."""
+    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch))
+
+
+def together(rows: dict) -> Answers:
+    """All rows as one: they have equally many problems."""
+    return sum(rows.values(), Answers())
+
+
+def best_method(stages: dict) -> str:
+    """The candidate that saves most among those that lose at most 0.02; if none does, the one that loses least."""
+    long = together(stages["long"])
+    drop = {name: long.accuracy - together(stages[name]).accuracy for name in CANDIDATES if name in stages}
+    fine = [name for name, value in drop.items() if value <= 0.02 + 1e-9]
+    return min(fine, key=lambda name: together(stages[name]).length) if fine else min(drop, key=drop.get)
+
+
+def rows_of(card: dict, best: str) -> dict:
+    """The rows of results/long2short.json from one run."""
+    all_of = {stage: together(rows) for stage, rows in card["stages"].items()}
+    long, chosen, brief = all_of["long"], all_of[best], all_of["brief"]
+    out = {"l2s_token_saving": 1 - chosen.length / long.length, "l2s_acc_drop": long.accuracy - chosen.accuracy,
+           "l2s_vs_short": chosen.accuracy - brief.accuracy, "l2s_tokens_over_short": chosen.length / brief.length,
+           "long_half_drop": long.accuracy - together(card["caps"][0.5]).accuracy}
+    if set(card["more"]) == {"l2s-toggle", "l2s-rigid"}:
+        out |= lift_gap(card)
+    for stage, answers in all_of.items():
+        out |= {f"{stage}_acc": answers.accuracy, f"{stage}_tokens": answers.length}
+        out |= {f"{stage}_{row}": rows.accuracy for row, rows in card["stages"][stage].items()}
+    for cap, rows in card["caps"].items():
+        out |= {f"long_capped_{cap:g}_{row}": answers.accuracy for row, answers in rows.items()}
+    return out
+
+
+def lift_gap(card: dict, draws: int = 2000) -> dict:
+    """What more tokens give to Toggle's model, less what they give to the rigid one, with a 95 % bootstrap interval over problems."""
+    lifts = []
+    for stage in ("l2s-toggle", "l2s-rigid"):
+        more, plain = together(card["more"][stage]), together(card["stages"][stage])
+        lifts.append(np.array(more.hits, float) - np.array(plain.hits, float))
+    gaps = lifts[0] - lifts[1]                                           # (problems,) paired
+    rng = np.random.default_rng(0)
+    means = gaps[rng.integers(len(gaps), size=(draws, len(gaps)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"toggle_lift_gap": float(gaps.mean()), "toggle_lift_gap_low": float(low), "toggle_lift_gap_high": float(high),
+            "toggle_lift": float(lifts[0].mean()), "rigid_lift": float(lifts[1].mean())}
+
+
+# ---- showing ---------------------------------------------------------------------------------------------------------------------------------
+
+def print_card(card: dict, number: int, split: str, best: str) -> None:
+    """Accuracy and tokens of every stage."""
+    table = Table(title=f"long2short ({split} split, {number} problems a row): accuracy @ mean tokens", title_justify="left")
+    for column in ("stage", "all", *ROWS):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, rows in card["stages"].items():
+        cells = [f"{a.accuracy:.3f} @ {a.length:.0f}" for a in (together(rows), *rows.values())]
+        table.add_row(f"{stage} (best on val)" if stage == best else stage, *cells)
+    for cap, rows in card["caps"].items():
+        table.add_row(f"long, capped at {cap:g} x", *(f"{a.accuracy:.3f} @ {a.length:.0f}" for a in (together(rows), *rows.values())))
+    plan.console.print(table)
+
+
+def picture(cards: list[dict], path: Path) -> None:
+    """Accuracy against mean response tokens, all seeds together: overall, by ability, and long against its cap."""
+    pooled = {part: {key: {row: sum((card[part][key][row] for card in cards), Answers()) for row in ROWS} for key in cards[0][part]}
+              for part in ("stages", "caps", "sweep")}
+    fig, axes = plt.subplots(2, 4, figsize=(15, 7))
+    panels = [("all", together), *((f"{row} ({kind})", lambda rows, row=row: rows[row]) for row, kind in ROWS.items())]
+    for ax, (title, choose) in zip(axes.flat, panels):
+        frontier(ax, pooled, choose)
+        style(ax, title, "mean response tokens")
+    caps_panel(axes[1, 2], pooled["caps"])
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("accuracy")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[1, 3].axis("off")
+    axes[1, 3].legend(handles, labels, loc="center", frameon=False)
+    fig.tight_layout()
+    save_png(fig, path)
+
+
+def frontier(ax, pooled: dict, choose) -> None:
+    """One panel: a point with its 95 % interval for every stage, and the line of merged weights."""
+    for stage, rows in pooled["stages"].items():
+        answers = choose(rows)
+        low, high = wilson_interval(sum(answers.hits), len(answers.hits))
+        ax.errorbar(answers.length, answers.accuracy, [[answers.accuracy - low], [high - answers.accuracy]], fmt="o", capsize=2,
+                    label=stage.removeprefix("l2s-"))
+    if "l2s-merge" in pooled["stages"] and pooled["sweep"]:
+        line = [pooled["stages"]["long"], pooled["sweep"][0.25], pooled["stages"]["l2s-merge"], pooled["sweep"][0.75], pooled["stages"]["brief"]]
+        ax.plot([choose(rows).length for rows in line], [choose(rows).accuracy for rows in line], ":", color="grey", label="merged, any share")
+
+
+def caps_panel(ax, caps: dict) -> None:
+    """Long, made to answer after a share of its mean length."""
+    for row in ROWS:
+        ax.plot(list(caps), [rows[row].accuracy for rows in caps.values()], "o-", label=row)
+    ax.legend(fontsize=7, frameon=False)
+    style(ax, "long, thinking cut at a share of its mean length", "share")
+
+
+def write_results(runs: list[Path], cards: list[dict], best: str, number: int, path: Path) -> None:
+    """results/long2short.json from several runs."""
+    settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in runs]
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"experiment": path.stem, "command": "python rl.py long2short --run RUN", "best": best, "commit": settings[0]["commit"],
+                      "evaluation": {"command": " ".join(["python -m nanokimi.lengths", *sys.argv[1:]]), "commit": plan.commit()},
+                      "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
+                      "minutes": [total_minutes(run) for run in runs], "exam": exam.VERSION,
+                      "rows": over_seeds([rows_of(card, best) for card in cards], number * len(ROWS), TARGETS)})
+
+
+def total_minutes(run: Path) -> float:
+    """Wall clock of the two models and all methods."""
+    notes = [run / stage / "long2short.json" for stage in STAGES]
+    return round(sum(json.loads(note.read_text())["seconds"] for note in notes if note.exists()) / 60, 2)
+
+
+def report(run: Path, number: int = 100) -> None:
+    """What python rl.py long2short ends with: the val card and RUN/long2short.png."""
+    card = measure(run, "val", number)
+    print_card(card, number, "val", best_method(card["stages"]) if set(CANDIDATES) & set(card["stages"]) else "")
+    picture([card], run / "long2short.png")
+    plan.console.print(f"figure: {run / 'long2short.png'}", markup=False)
+
+
+def main() -> None:
+    """The command line."""
+    args = exam_arguments("Accuracy against response tokens.", Path("results/long2short.json"))
+    for run in args.runs:
+        missing = [stage for stage in STAGES if not (run / stage / "model.safetensors").exists()]
+        if missing:
+            plan.console.print(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.", markup=False)
+            sys.exit(2)
+    chosen = [measure(run, "val", 100) for run in args.runs]             # the choice of a method never sees the test split
+    best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in STAGES})
+    cards = chosen if (args.split, args.problems) == ("val", 100) else [measure(run, args.split, args.problems) for run in args.runs]
+    for card in cards:
+        print_card(card, args.problems, args.split, best)
+    if args.out:
+        write_results(args.runs, cards, best, args.problems, args.out)
+        picture(cards, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""long2short: what is learned from samples, the methods, the command, the measurement."""
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from test_rl import base                                            # noqa: F401  (a fixture)
+from test_rollout import ENGINE, ITEMS, TOK, engine, finished
+import rl
+import sample as chat
+from nanokimi import data, hf, lengths, long2short
+from nanokimi.config import VisionConfig
+from nanokimi.learner import Learner, muon
+from nanokimi.long2short import budgets_of, merge, preferences, shortest, with_penalty, within_budget
+from nanokimi.policy import dpo
+from nanokimi.tokenizer import Tokenizer
+from nanokimi.world.types import Problem
+
+RNG = lambda seed=0: np.random.default_rng(seed)
+
+
+def group(*responses):
+    """(tokens, reward) of each response."""
+    talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
+    return SimpleNamespace(talks=talks, rewards=[r for _, r in responses], item=SimpleNamespace(ability="a", modality="text", seed=1))
+
+
+# ---- what is learned from samples ----------------------------------------------------------------------------------------------------------
+
+def test_shortest_is_right_and_shortest():
+    some = group((5, 0.0), (9, 1.0), (7, 1.0), (6, 0.9))
+    assert shortest(some, RNG()) is some.talks[2]
+    assert shortest(group((5, 0.0), (6, 0.99)), RNG()) is None
+
+
+def test_ties_among_shortest_are_broken_by_seed():
+    some = group((7, 1.0), (7, 1.0), (7, 1.0), (8, 1.0))
+    picks = [shortest(some, RNG(seed)) for seed in range(40)]
+    assert {id(p) for p in picks} == {id(t) for t in some.talks[:3]}
+    assert picks == [shortest(some, RNG(seed)) for seed in range(40)]
+
+
+def test_preferences_take_wrong_and_longer_and_right_and_much_longer():
+    some = group((10, 1.0), (15, 1.0), (14, 1.0), (11, 0.0), (10, 0.0), (5, 0.0), (40, 0.5))
+    pairs = preferences(some, RNG())
+    assert all(chosen is some.talks[0] for chosen, _ in pairs)
+    assert [some.talks.index(rejected) for _, rejected in pairs] == [1, 3, 6]
+    assert preferences(group((10, 0.0), (20, 0.0)), RNG()) == [] and preferences(group((10, 1.0)), RNG()) == []
+
+
+def test_length_penalty_and_budgets_as_rewards():
+    some = group((10, 1.0), (20, 1.0), (30, 0.0))
+    assert with_penalty(0.5)(some, 0) == [1.25, 1.0, -0.25]
+    assert with_penalty(0.5)(group((10, 1.0), (10, 0.0)), 0) == [1.0, 0.0]
+    budgets = budgets_of([some], percentile=0)
+    assert budgets == {("a", "text", 1): 10.0}
+    alternating, rigid = within_budget(budgets, phase=2), within_budget(budgets, phase=10 ** 9)
+    assert [alternating(some, i)[1] for i in range(4)] == [0.0, 0.0, 1.0, 1.0] and [rigid(some, i)[1] for i in range(4)] == [0.0] * 4
+    assert budgets_of([group((10, 0.0))]) == {("a", "text", 1): None}
+
+
+# ---- DPO -------------------------------------------------------------------------------------------------------------------------------------
+
+def test_dpo_closed_form():
+    a, b, c, d = (torch.randn(5, generator=torch.Generator().manual_seed(i)) for i in range(4))
+    expected = torch.log1p(torch.exp(-0.3 * ((a - c) - (b - d))))
+    torch.testing.assert_close(dpo(a, b, c, d, 0.3), expected)
+    assert dpo(a, b, a, b, 0.3).allclose(torch.tensor(0.5).log().neg().expand(5))
+
+
+def test_reference_log_probabilities_come_from_the_engine():
+    """What the engine recorded is what a training forward of the same weights gives: DPO starts at log 2."""
+    learner = Learner(ENGINE.model, TOK, None)
+    talks = [talk for done in finished() for talk in done.talks]
+    documents, recorded = zip(*map(long2short.with_reference, talks))
+    with torch.no_grad():
+        torch.testing.assert_close(learner.sequence_logprobs(list(documents)), torch.tensor(recorded), atol=1e-3, rtol=1e-4)
+
+
+def test_a_dpo_step_prefers_the_chosen():
+    fresh = engine()
+    learner = Learner(fresh.model.train(), TOK, muon(fresh.model, 1e-3))
+    groups = finished(ITEMS[:2], k=4)
+    pairs = [tuple(map(long2short.with_reference, (g.talks[0], g.talks[1]))) for g in groups]
+    losses = [learner.prefer(pairs, beta=0.1) for _ in range(3)]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-3) and losses[2] < losses[1] < losses[0]
+
+
+def test_dpo_equals_trl(base, tmp_path):
+    """TRL's trainer on two exported models (policy and reference) gives our loss on the same tokens."""
+    trl, transformers = pytest.importorskip("trl"), pytest.importorskip("transformers")
+    from datasets import Dataset
+    from nanokimi.model import NanoKimi, load, save
+    tokenizer = Tokenizer.load(base / "tokenizer", 8)
+    ours = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = NanoKimi(load(base / "sft").config, tokenizer.media_pad)
+        for p in model.language.head.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        hf.write_folder(model, tokenizer, tmp_path / str(seed), text_only=True)
+        ours.append(model.eval())
+    policy, reference = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(seed)) for seed in (1, 2))
+    rows = Dataset.from_list([{"prompt": f"what is {i} + 1?", "chosen": f" {i + 1}", "rejected": f" plan: add. {i} + 1 = {i}"} for i in range(4)])
+    args = trl.DPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, beta=0.3, report_to=[], use_cpu=True, bf16=False)
+    trainer = trl.DPOTrainer(policy, reference, args=args, train_dataset=rows,
+                             processing_class=transformers.AutoTokenizer.from_pretrained(tmp_path / "1"))
+    batch = next(iter(trainer.get_train_dataloader()))
+    policy.eval()
+    expected = trainer.compute_loss(policy, batch).item()
+    sums = [sums_of(model, batch).chunk(2) for model in ours]
+    assert dpo(*sums[0], *sums[1], 0.3).mean().item() == pytest.approx(expected, abs=1e-4)
+    assert abs(expected - np.log(2)) > 0.05                          # the two models differ, so the number says something
+
+
+@torch.no_grad()
+def sums_of(model, batch):
+    """Log-probabilities of the completions in TRL's batch (chosen first, then rejected), by our model."""
+    ids, mask = batch["input_ids"], batch["completion_mask"].bool()
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    logits = model.language.head(model.language(model.embed(ids), positions, batch["attention_mask"].long()))
+    picked = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    return (picked * mask[:, 1:]).sum(1)
+
+
+# ---- merging, teaching -------------------------------------------------------------------------------------------------------------------
+
+def test_merging():
+    a, b = engine(1).model, engine(2).model
+    before, other = ({k: v.clone() for k, v in m.state_dict().items()} for m in (a, b))
+    same = merge(a, engine(1).model).state_dict()
+    assert all(torch.equal(same[k], before[k]) for k in before)
+    mean = merge(a, b).state_dict()
+    assert all(torch.allclose(mean[k], (before[k] + other[k]) / 2, atol=1e-6) for k in before)
+    assert all(torch.equal(b.state_dict()[k], other[k]) for k in other)
+
+
+def test_both_styles_see_the_same_chats(base):
+    tokenizer = Tokenizer.load(base / "tokenizer", 8)
+    chats = {style: data.Batches("sft", tokenizer, VisionConfig(), 3, 24, 1024, 2, style=style).shard(1, 0)[0] for style in ("long", "brief")}
+    users = {style: sorted(turn for row in batch.ids.tolist() for turn in tokenizer.decode(row).split("<|im_user|>")[1:]) for style, batch in
+             chats.items()}
+    question = lambda turn: turn.split("<|im_end|>")[0]
+    assert [*map(question, users["long"])] == [*map(question, users["brief"])] and len(users["long"]) > 3
+    assert sum(map(len, users["long"])) > 1.2 * sum(map(len, users["brief"]))
+
+
+def test_checked_thinking_ends_in_what_it_is_about():
+    problem = Problem("counting", "text", (), "how many?", "2", "from left to right: red star 1, ring, blue star 2. stars: 2.")
+    seen = {data.checked_thinking(problem, RNG(seed)) for seed in range(60)}
+    assert {thought.count("check:") for thought in seen} == {0, 1, 2, 3} and any("wait, once more" in thought for thought in seen)
+    assert all(thought.endswith("stars: 2.") and thought.startswith("plan:") for thought in seen)
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def shortened(base):
+    """All methods once, on a tiny model, as a user calls them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lengths, "ROWS", {"scene_text": "text", "count": "pictures"})
+        patch.setattr(long2short, "LONGEST", 24), patch.setattr(lengths, "LONGEST", 24)
+        patch.setattr(lengths, "report", lambda run: None)
+        patch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(base), "--problems", "6", "--minutes", "0.01", "--sft-steps", "2",
+                                    "--threads", "1"])
+        rl.main()
+    return base
+
+
+def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypatch):
+    for stage in lengths.STAGES:
+        assert json.loads((shortened / stage / "long2short.json").read_text())["note"]
+    assert chat.main(["hi", "--run", str(shortened), "--stage", "l2s-dpo", "--plain", "--max-new", "3"]) == 0
+    assert chat.main(["hi", "--run", str(shortened), "--stage", "none", "--plain"]) == 2 and "no trained model" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["rl.py", "--run", str(shortened), "--start", "l2s-merge", "--name", "after", "--iterations", "1", "--pool", "28",
+                                      "--problems", "4", "--k", "2", "--max-new", "4", "--threads", "1"])
+    rl.main()
+    assert (shortened / "after" / "model.safetensors").exists()
+    assert chat.newest_stage(shortened).name != "l2s-rigid"                  # comparisons are asked for by name
+
+
+def test_what_is_there_is_not_made_again(shortened, monkeypatch, capsys):
+    written = {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
+    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--threads", "1"])
+    monkeypatch.setattr(lengths, "report", lambda run: None)
+    rl.main()
+    assert written == {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
+
+
+def test_measurement(shortened, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lengths, "ROWS", {"scene_text": "text", "count": "pictures"})
+    monkeypatch.setattr(lengths, "LONGEST", 24)
+    for argv in (["lengths", str(shortened), "--problems", "4", "--out", str(tmp_path / "long2short.json")],):
+        monkeypatch.setattr(sys, "argv", argv)
+        lengths.main()
+    rows = {row["name"]: row["mean"] for row in json.loads((tmp_path / "long2short.json").read_text())["rows"]}
+    assert rows["l2s_token_saving"] <= 1 and rows["toggle_lift_gap_low"] <= rows["toggle_lift_gap"] <= rows["toggle_lift_gap_high"]
+    assert (tmp_path / "long2short.png").stat().st_size > 5000
+
+
+def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
+    tiny = lengths.open_stage(shortened, lengths.load(shortened / "long"))
+    problems = lengths.exam.exam("scene_text", "val", 3)
+    answers = lengths.ask_capped(tiny, problems, 5)
+    assert len(answers.hits) == 3 and max(answers.tokens) <= 6              # five tokens of thinking, and </think>
+
+
+def test_best_saves_most_among_those_that_keep_accuracy():
+    make = lambda hits, tokens: {"row": lengths.Answers([True] * hits + [False] * (100 - hits), [tokens] * 100)}
+    stages = {"long": make(80, 100), "brief": make(70, 50), "l2s-merge": make(79, 70), "l2s-dpo": make(78, 60), "l2s-rl": make(77, 40)}
+    assert lengths.best_method(stages) == "l2s-dpo"
+    assert lengths.best_method(stages | {"l2s-merge": make(60, 9), "l2s-dpo": make(70, 60)}) == "l2s-rl"
