@@ -198,7 +198,8 @@ def chat_messages(problem, rng, style=None):
     if dice < 0.2 or not problem.reasoning:
         return [user, {"role": "assistant", "content": f" {problem.answer}"}], False
     if style:
-        thought = checked_thinking(problem, np.random.default_rng(rng.integers(2 ** 32))) if style == "long" else problem.reasoning
+        own = np.random.default_rng(rng.integers(2 ** 32))               # so that both styles leave `rng` in the same state
+        thought = checked_thinking(problem, own) if style == "long" else problem.reasoning
     else:
         thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True

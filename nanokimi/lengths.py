@@ -36,6 +36,7 @@ STAGES = (*BOTH, *(f"l2s-{method}" for method in METHODS))
 CANDIDATES = tuple(f"l2s-{method}" for method in METHODS if method != "rigid")          # rigid is what Toggle is compared with
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.5)       # of the long model's mean length in a row
 SWEEP = (0.25, 0.75)                     # of the weights, beside long (0), merge (0.5) and brief (1)
+CHOICE = 100                             # val problems a row by which the best method is chosen
 ANSWER = 40                              # tokens for an answer after thinking was ended
 TARGETS = {"l2s_token_saving": ">=0.40", "l2s_acc_drop": "<=0.02", "l2s_vs_short": ">=0.05", "long_half_drop": ">=0.10"}
 
@@ -257,9 +258,9 @@ def main() -> None:
         if missing:
             plan.console.print(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.", markup=False)
             sys.exit(2)
-    chosen = [measure(run, "val", 100) for run in args.runs]             # the choice of a method never sees the test split
+    chosen = [measure(run, "val", CHOICE) for run in args.runs]             # the choice of a method never sees the test split
     best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in STAGES})
-    cards = chosen if (args.split, args.problems) == ("val", 100) else [measure(run, args.split, args.problems) for run in args.runs]
+    cards = chosen if (args.split, args.problems) == ("val", CHOICE) else [measure(run, args.split, args.problems) for run in args.runs]
     for card in cards:
         print_card(card, args.problems, args.split, best)
     if args.out:

@@ -239,8 +239,7 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
         note = prefer_shortest(learner, groups, rng)
     else:
         pool = [replace(group.item) for group in groups]
-        half = int(np.mean([length(talk) for group in groups for talk in group.talks]) / 2)
-        rewards_of, most = {"rl": (with_penalty(args.weight), max(24, half)),
+        rewards_of, most = {"rl": (with_penalty(args.weight), int(0.4 * LONGEST)),             # k1.5: a much smaller maximum
                             "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
                             "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
         note = reinforce(learner, engine, pool, rewards_of, args.minutes, most, args.seed, args.lr)
@@ -256,8 +255,8 @@ def arguments(argv: list[str]):
     add("--base", help="stage that both models begin from (default: rl if the run has it, else sft)")
     add("--problems", type=int, default=384, help="in the pool")
     add("--minutes", type=float, default=4, help="of RL, wherever a method has RL")
-    add("--sft-steps", type=int, default=120)
-    add("--sft-lr", type=float, default=5e-4)
+    add("--sft-steps", type=int, default=300)
+    add("--sft-lr", type=float, default=1e-3)
     add("--lr", type=float, default=1e-4)
     add("--weight", type=float, default=0.5, help="of the length reward (undisclosed: ours)")
     add("--phase", type=int, default=4, help="iterations of a phase of Toggle (undisclosed: ours)")

@@ -192,7 +192,7 @@ def test_what_is_there_is_not_made_again(shortened, monkeypatch, capsys):
 
 def test_measurement(shortened, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lengths, "ROWS", {"scene_text": "text", "count": "pictures"})
-    monkeypatch.setattr(lengths, "LONGEST", 24)
+    monkeypatch.setattr(lengths, "LONGEST", 24), monkeypatch.setattr(lengths, "CHOICE", 4)
     for argv in (["lengths", str(shortened), "--problems", "4", "--out", str(tmp_path / "long2short.json")],):
         monkeypatch.setattr(sys, "argv", argv)
         lengths.main()
