@@ -68,8 +68,10 @@ def main():
     results = ROOT / "results" / "nano.json"
     text = fill(readme.read_text(), "results", results_table(results))
     text = fill(text, "rl", results_table(ROOT / "results" / "rl.json"))
+    text = fill(text, "l2s", results_table(ROOT / "results" / "long2short.json"))
     readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
+    shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")
     for run in sys.argv[1:2]:
         shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
         for name in ("loss", "accuracy", "load"):
