@@ -33,7 +33,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
-    parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, or a folder of frames")
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
     parser.add_argument("--run", default="runs/nano", metavar="DIR", help="what train.py wrote (default: runs/nano)")
     parser.add_argument("--stage", help="pretrain, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")

@@ -1,6 +1,6 @@
-"""Files -> pixels, with Pillow alone: pictures, animated gif / webp / png, folders of frames.
+"""Files -> pixels: pictures, animated gif / webp / png and folders of frames with Pillow; mp4 and friends where PyAV is installed.
 
-Left out: mp4 and friends, which need a decoder of 100 MB; `ffmpeg -i in.mp4 -vf fps=2 frames/%04d.png` makes a folder of them.
+PyAV is an extra (pip install av), as it brings a decoder of 100 MB.
 """
 import re
 from pathlib import Path
@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from .vision import SAMPLE_FPS
+
 FOLDER_FPS = 2.0                # of a folder of frames: K2.5's sampling rate (ours for a folder)
 DEFAULT_FRAME_MS = 100          # of a gif that does not say: what browsers do
 MAX_PIXELS = 2 ** 27            # of all frames together: 400 MB (ours)
-HINT = "give a .gif, an animated .webp or .png, or a folder of frames (ffmpeg -i FILE -vf fps=2 frames/%04d.png makes one)"
+FILMS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
+HINT = "give a .gif, an animated .webp or .png, a folder of frames, or a film (.mp4, .webm, ...)"
 
 
 class MediaError(ValueError):
@@ -36,8 +39,41 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def load_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """(frames uint8 (T, H, W, 3), frames a second) of an animation or a folder of equally large frames. Raises MediaError."""
-    return _load_folder(Path(path)) if Path(path).is_dir() else _load_animation(path)
+    """(frames uint8 (T, H, W, 3), frames a second) of an animation, a film or a folder of equally large frames. Raises MediaError."""
+    if Path(path).is_dir():
+        return _load_folder(Path(path))
+    return _load_film(Path(path)) if Path(path).suffix.lower() in FILMS else _load_animation(path)
+
+
+def _load_film(path: Path) -> tuple[np.ndarray, float]:
+    """Only the frames that K2.5's sampling takes are kept (two a second, evenly spread over the film), with the rate that they have."""
+    try:
+        import av
+    except ImportError as error:
+        raise MediaError(f"{path.suffix} films need PyAV: pip install av (or ffmpeg -i {path} -vf fps=2 frames/%04d.png)") from error
+    _existing(path)
+    try:
+        total, fps, size = _film_facts(av, path)
+        count = max(1, round(total * min(SAMPLE_FPS, fps) / fps))
+        _check_size(path, count, size)
+        wanted = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
+        with av.open(str(path)) as film:
+            frames = [frame.to_ndarray(format="rgb24") for i, frame in enumerate(film.decode(video=0)) if i in wanted]
+    except (av.error.FFmpegError, ValueError, IndexError) as error:
+        raise MediaError(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}") from error
+    return np.stack(frames), fps * (count - 1) / (total - 1) if count > 1 else fps
+
+
+def _film_facts(av, path: Path) -> tuple[int, float, tuple[int, int]]:
+    """(frames, frames a second, (width, height)); the frames are counted, as files may lie."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        fps, size = float(stream.average_rate or 0), (stream.width, stream.height)
+        _check_size(path, 1, size)
+        total = sum(1 for _ in film.decode(video=0))
+    if total == 0 or fps <= 0:
+        raise MediaError(f"{path} holds no pictures")
+    return total, fps, size
 
 
 def _load_animation(path) -> tuple[np.ndarray, float]:
@@ -80,9 +116,13 @@ def _check_size(path, count: int, size: tuple[int, int]) -> None:
         raise MediaError(f"{path} is too large: {count} frames of {size[0]} x {size[1]}, at most {MAX_PIXELS:,} pixels in all")
 
 
-def _open(path, hint: str = "give a picture file") -> Image.Image:
+def _existing(path) -> None:
     if not Path(path).is_file():
         raise MediaError(f"no such file: {path}" if not Path(path).exists() else f"not a file: {path}")
+
+
+def _open(path, hint: str = "give a picture file") -> Image.Image:
+    _existing(path)
     try:
         return Image.open(path)
     except Image.DecompressionBombError as error:

@@ -2,6 +2,7 @@
 import argparse
 import builtins
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from PIL import Image
 
 import sample
+from nanokimi import media
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.engine import Response
 from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import NanoKimi, save
 from nanokimi.tokenizer import SPECIALS, Tokenizer
+from nanokimi.vision import prepare_video
 
 torch.set_num_threads(1)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
@@ -91,6 +94,53 @@ def test_folder_of_frames_in_natural_order(tmp_path):
     assert frames[:, 0, 0, 0].tolist() == [1, 2, 10] and fps == 2.0
 
 
+def film(path, frames, fps=12, codec="mpeg4"):
+    """A film file of these frames, as PyAV writes it."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.bit_rate = frames[0].shape[1], frames[0].shape[0], 4_000_000
+        for pixels in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".avi"])
+def test_films_are_sampled_twice_a_second(tmp_path, ending):
+    """Frame i has grey level 4 i: the frames that come back are those that K2.5's rule takes, with their times."""
+    frames = [np.full((48, 64, 3), 4 * i, np.uint8) for i in range(30)]
+    got, fps = load_video(film(tmp_path / f"a{ending}", frames))
+    wanted = np.linspace(0, 29, 5).round().astype(int)                       # 30 frames at 12 a second: 2.5 seconds, 5 frames
+    assert np.abs(got.mean((1, 2, 3)) - 4 * wanted).max() < 3 and got.shape == (5, 48, 64, 3)
+    clips = prepare_video(got, fps, VisionConfig())
+    assert [len(clip.frames) for clip in clips] == [4, 1]
+    assert clips[1].seconds == pytest.approx(wanted[4] / 12, abs=0.02)
+
+
+def test_a_film_of_one_frame(tmp_path):
+    frames, fps = load_video(film(tmp_path / "one.mp4", [np.full((32, 32, 3), 99, np.uint8)]))
+    assert frames.shape == (1, 32, 32, 3) and len(prepare_video(frames, fps, VisionConfig())) == 1
+
+
+def test_broken_films_are_one_line(tmp_path, monkeypatch):
+    good = film(tmp_path / "good.mp4", [np.zeros((32, 32, 3), np.uint8)] * 20)
+    cases = {"empty.mp4": b"", "text.mp4": b"not a film", "cut.mp4": good.read_bytes()[:200]}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MediaError) as caught:
+            load_video(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(MediaError, match="no such file"):
+        load_video(tmp_path / "none.mp4")
+    monkeypatch.setattr(media, "MAX_PIXELS", 1000)
+    with pytest.raises(MediaError, match="too large"):
+        load_video(good)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MediaError, match="pip install av"):
+        load_video(good)
+
+
 def test_media_errors_are_one_line(tmp_path, png):
     (tmp_path / "broken.png").write_bytes(open(png, "rb").read()[:60])
     (tmp_path / "text.jpg").write_text("hello")
@@ -100,7 +150,7 @@ def test_media_errors_are_one_line(tmp_path, png):
     for side in (8, 9):
         Image.new("RGB", (side, 8)).save(tmp_path / "mixed" / f"{side}.png")
     cases = [(load_image, "none.png", "no such file"), (load_image, "broken.png", "cannot"), (load_image, "text.jpg", "cannot read"),
-             (load_image, "empty", "not a file"), (load_video, "movie.mp4", "folder of frames"), (load_video, "empty", "no pictures"),
+             (load_image, "empty", "not a file"), (load_video, "movie.mp4", "cannot decode"), (load_video, "text.jpg", "folder of frames"), (load_video, "empty", "no pictures"),
              (load_video, "mixed", "differ in size"), (load_video, "none.gif", "no such file")]
     for load, name, message in cases:
         with pytest.raises(MediaError, match=message) as error:
