@@ -94,7 +94,7 @@ def sample(engine: Engine, pool: list, seed: int) -> list[Group]:
     return done
 
 
-def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 2, documents: int = 64) -> str:
+def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 3, documents: int = 32) -> str:
     """Shortest rejection sampling: supervised learning on the shortest right response."""
     chosen = [doc for group in groups if (doc := shortest_correct(group, rng)) is not None]
     for epoch in range(epochs):
@@ -103,7 +103,7 @@ def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 2
     return f"{len(chosen)} shortest responses; {len(groups) - len(chosen)} problems without a right one are left out"
 
 
-def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.1, pairs: int = 64, most: int = 2) -> str:
+def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.1, pairs: int = 24, most: int = 3) -> str:
     """DPO. At most `most` pairs a problem, so that problems weigh alike (ours)."""
     by_group = [preferences(group, rng) for group in groups]
     picked = [pairs_[i] for pairs_ in by_group for i in rng.permutation(len(pairs_))[:most]]
