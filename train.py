@@ -2,6 +2,7 @@
 
     python train.py                          the nano preset: 20 minutes on 2 CPU cores
     python train.py --preset micro           one minute, to see that everything works
+    python train.py --data DIR               then: your own text, chats, captioned pictures and clips
 
 Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same.
 Left out on purpose: memory-mapped data (the world is generated), several machines, an evaluation that costs more than a minute.
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nanokimi import checkpoint, data, evaluate, plan
+from nanokimi import checkpoint, data, evaluate, own, plan
 from nanokimi.config import PRESETS
 from nanokimi.model import NanoKimi, choose_kernel, load, save
 from nanokimi.muon import MuonClip, qk_clip, wsd
@@ -27,8 +28,9 @@ def arguments():
     parser.add_argument("--minutes", type=float, help="wall clock for everything; the schedules scale with it (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order; the exam never depends on it")
     parser.add_argument("--run", type=Path, help="where the run lives (default: runs/PRESET)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="train a finished run on your own files (nanokimi/own.py says which) and stop")
     parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "sft"], default="all", help="do this stage and stop")
-    parser.add_argument("--steps", type=int, help="pre-training steps, instead of --minutes")
+    parser.add_argument("--steps", type=int, help="pre-training steps, instead of --minutes; with --data: steps (200)")
     parser.add_argument("--threads", type=int, default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
     parser.add_argument("--devices", type=int, help="processes (default: 2 on a CPU with two cores or more, else 1)")
     parser.add_argument("--precision", choices=["auto", "bf16-mixed", "32-true"], default="auto", help="auto: whichever is faster here")
@@ -40,6 +42,8 @@ def arguments():
 def main():
     """One training a folder."""
     args = arguments()
+    if args.data:
+        return own.tune(args)
     run = args.run or Path("runs") / args.preset
     with plan.hold(run):
         train(args, run)

@@ -1,0 +1,264 @@
+"""People's own files: text, chats, captioned pictures and clips. A trained run learns from them and keeps what it knew.
+
+    python train.py --data DIR --run runs/nano       writes runs/nano/tuned; sample.py takes it from then on
+    python -m nanokimi.own runs/nano DIR             how well the run's stages answer the questions of a folder
+
+What DIR may hold, at any depth:
+    *.txt, *.md        text; paragraphs are separated by empty lines
+    *.jsonl            a line: {"text": ...} or {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
+    metadata.jsonl     the imagefolder layout. A line: {"file_name": "a.png", "text": caption}, or "question" and "answer" instead of "text".
+                       Pictures, and clips: animations, films, folders of frames
+Everything is read before training starts; what cannot be used is one sentence with file and line.
+"""
+import argparse
+import json
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import checkpoint, data, plan
+from .checkpoint import newest_stage, write_json
+from .engine import Engine
+from .evaluate import ask_chat
+from .learner import Learner, muon
+from .media import FILMS, MediaError, load_image, load_video
+from .model import load, save
+from .muon import wsd
+from .rollout import content_of
+from .tokenizer import Learn, Rendered, Tokenizer
+from .world import exam
+from .world.types import Clip, Image, Problem
+from .world.verify import correct
+
+ANIMATED = (*FILMS, ".gif")
+QUESTIONS = {"image": "what is in the picture?", "video": "what happens?"}
+SHARE = 0.5             # of a step's documents that are theirs; the rest is what the model learned before
+DOCUMENTS = 24          # a step
+LENGTH = 768            # of a row, and the longest example, tokens
+KEPT = ("name", "arithmetic")            # exam rows asked before and after: what tuning costs
+
+
+@dataclass
+class Example:
+    """One thing to learn from. where: file and line, for messages and for what is held out; problem: what can be asked about it, if it is
+    a picture or clip; forms: the documents that teach it."""
+    where: str
+    forms: list[Rendered]
+    problem: Problem | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """One in ten, by its name: the same ones every time."""
+        return zlib.crc32(self.where.encode()) % 10 == 0
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------------------------
+
+def read(folder: Path, tokenizer: Tokenizer, vision) -> list[Example]:
+    """Every example below a folder. ValueError in one sentence, with file and line, for the first thing that cannot be used."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "metadata.jsonl":
+            found += [shown(where, row, path.parent, tokenizer, vision) for where, row in lines_of(path, name)]
+        elif path.suffix == ".jsonl":
+            found += [said(where, row, tokenizer) for where, row in lines_of(path, name)]
+        elif path.suffix in (".txt", ".md"):
+            found += prose(name, text_of(path, name), tokenizer)
+    if not found:
+        raise ValueError(f"{folder} holds nothing to learn from: text (.txt, .md, .jsonl), or pictures and clips named in a metadata.jsonl")
+    for example in found:
+        longest = max(len(form.ids) for form in example.forms)
+        if longest > LENGTH:
+            raise ValueError(f"{example.where}: {longest} tokens, at most {LENGTH} fit")
+    return found
+
+
+def text_of(path: Path, name: str) -> str:
+    """A file's text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
+
+
+def lines_of(path: Path, name: str) -> list[tuple[str, dict]]:
+    """[(file and line, JSON object)]; empty lines are skipped."""
+    rows = []
+    for number, line in enumerate(text_of(path, name).splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{name}, line {number}: no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{name}, line {number}: want an object like {{\"text\": ...}}")
+            rows.append((f"{name}, line {number}", row))
+    return rows
+
+
+def strings(where: str, row: dict, *keys: str) -> list[str]:
+    """The values of these keys, which must be texts with something in them."""
+    for key in keys:
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise ValueError(f"{where}: {key} must be a text")
+    return [row[key].strip() for key in keys]
+
+
+def prose(name: str, text: str, tokenizer: Tokenizer, tokens: int = 192) -> list[Example]:
+    """Paragraphs, joined to documents of about `tokens` tokens; a longer one is cut."""
+    pieces, ids = [], []
+    for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
+        new = tokenizer.encode(paragraph + "\n")
+        if ids and len(ids) + len(new) > tokens:
+            pieces.append(ids)
+            ids = []
+        ids = ids + new
+        while len(ids) > tokens:
+            pieces.append(ids[:tokens])
+            ids = ids[tokens:]
+    pieces += [ids] if ids else []
+    return [Example(f"{name}, part {n}", [Rendered([*piece, tokenizer.eos], [True] * (len(piece) + 1))]) for n, piece in enumerate(pieces, 1)]
+
+
+def said(where: str, row: dict, tokenizer: Tokenizer) -> Example:
+    """A line of text, or a chat."""
+    if "messages" not in row:
+        return Example(where, [tokenizer.render_document([Learn(*strings(where, row, "text"))])])
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(f"{where}: messages must be a list of objects with role and content")
+    for message in messages:
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise ValueError(f"{where}: role {message.get('role')!r}; known are system, user, assistant")
+        strings(where, message, "content")
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: the last message must be the assistant's, as it is what is learned")
+    turns = [{"role": m["role"], "content": (" " if m["role"] == "assistant" else "") + m["content"].strip()} for m in messages]
+    return Example(where, [tokenizer.render_chat(turns, thinking=False)])
+
+
+def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> Example:
+    """A picture or clip with its caption, or with a question and its answer: a document as in pre-training, and a chat."""
+    name, = strings(where, row, "file_name")
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{where}: {name} lies outside of the folder")
+    media = open_media(where, path)
+    modality = "image" if isinstance(media, Image) else "video"
+    asked = "question" in row or "answer" in row
+    question, answer = strings(where, row, "question", "answer") if asked else (QUESTIONS[modality], *strings(where, row, "text"))
+    problem = Problem("perception", modality, (media,), question, answer)
+    clip = data.prepared(media, vision)
+    document = tokenizer.render_document([clip, "\n", *data.question_parts(problem, think=False)])
+    content = [*(clip if isinstance(clip, list) else [clip]), f" {question}"]
+    chat = tokenizer.render_chat([{"role": "user", "content": content}, {"role": "assistant", "content": f" {answer}"}], thinking=False)
+    return Example(where, [document, chat], problem)
+
+
+def open_media(where: str, path: Path) -> Image | Clip:
+    """A picture, or a clip where the file is an animation, a film or a folder."""
+    try:
+        if path.is_dir() or path.suffix.lower() in ANIMATED:
+            return Clip(*load_video(path))
+        return Image(load_image(path))
+    except MediaError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------------------------------
+
+def tune(args) -> None:
+    """python train.py --data DIR: reads everything, then trains the newest stage of a run on it. Exits with a sentence if it cannot."""
+    run = args.run or Path("runs") / args.preset
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    try:
+        source = newest_stage(run)
+        if source.name == "tuned":
+            raise ValueError(f"{source} is finished already: move it away to tune again")
+        model = load(source)
+        tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+        examples = read(args.data, tokenizer, model.config.vision)
+    except (ValueError, FileNotFoundError) as error:
+        plan.console.print(str(error), markup=False)
+        sys.exit(2)
+    with plan.hold(run / "tuned"):
+        teach(args, run, source, model, tokenizer, examples)
+
+
+def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: list[Example], lr: float = 5e-4) -> None:
+    """The loop: half a step's documents are theirs, half are of pre-training and cold start. Goes on from its checkpoint."""
+    steps, folder = args.steps or 200, run / "tuned"
+    theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
+    theirs = theirs or examples
+    say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
+    say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
+    before = measure(model, tokenizer, held)
+    learner = Learner(model.train(), tokenizer, muon(model, lr))
+    state = plan.or_exit(checkpoint.resume, folder, model, learner.optimizer) or {"step": 0}
+    last = time.perf_counter()
+    with plan.interruptible() as stop:
+        for step in range(state["step"], steps):
+            for part in learner.optimizer.param_groups:
+                part["lr"] = lr * wsd(step, steps, 10, 0.5)
+            loss = learner.imitate(documents_of(theirs, tokenizer, model.config.vision, np.random.default_rng([args.seed, 3, step])))
+            if (step + 1) % 20 == 0:
+                say(f"{step + 1:5d}  loss {loss:.3f}")
+            if stop.asked or time.perf_counter() - last > args.save_every:
+                checkpoint.save(folder, step + 1, model, learner.optimizer, {"step": step + 1})
+                last = time.perf_counter()
+            if stop.asked:
+                say(f"stopped after step {step + 1}, saved in {folder}. The same command goes on from here.")
+                sys.exit(130)
+    after = measure(model.eval(), tokenizer, held)
+    write_json(folder / "own.json", {"source": source.name, "steps": steps, "examples": len(examples), "before": before, "after": after})
+    save(model, folder)
+    checkpoint.clear(folder)
+    say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before))
+    say(f'next: python sample.py "{QUESTIONS["image"]}" --image FILE --run {run}')
+
+
+def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> list[Rendered]:
+    """One step's documents."""
+    own = [theirs[i] for i in rng.integers(len(theirs), size=int(DOCUMENTS * SHARE))]
+    out = [example.forms[rng.integers(len(example.forms))] for example in own]
+    half = (DOCUMENTS - len(out)) // 2
+    out += [data.pretrain_document(rng, tokenizer, vision, LENGTH, kind)[1] for kind in data.draw_kinds(rng, data.PRETRAIN, half)]
+    return out + [data.sft_document(rng, tokenizer, vision, LENGTH)[1] for _ in range(DOCUMENTS - len(out))]
+
+
+def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) -> dict:
+    """{"held out": share of right answers in chat, "name", "arithmetic": rows of the val exam}."""
+    engine, own = Engine(model.eval(), tokenizer), [e.problem for e in held if e.problem]
+    rows = {"held out": answered(engine, own, thinking=False)} if own else {}
+    return rows | {row: answered(engine, exam.exam(row, "val", number), thinking=True) for row in KEPT}
+
+
+def answered(engine: Engine, problems: list[Problem], thinking: bool) -> float:
+    """Share of right answers in chat; what came from a folder was taught without thinking."""
+    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems, thinking, max_new=120))]))
+
+
+def main() -> None:
+    """How well the stages of a run answer a folder's questions."""
+    parser = argparse.ArgumentParser(description="Ask a run about the pictures and clips of a folder, in chat.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    args = parser.parse_args()
+    for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
+        model = load(stage)
+        tokenizer = Tokenizer.load(args.run / "tokenizer", model.config.vision.patch)
+        problems = [e.problem for e in plan.or_exit(read, args.data, tokenizer, model.config.vision) if e.problem]
+        plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems, thinking=False):.3f} of {len(problems)}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""train.py --data: what is read, what is refused in one sentence with file and line, and that it learns."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train
+from nanokimi import data, own
+from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.model import NanoKimi, load, save
+from nanokimi.tokenizer import Tokenizer
+
+torch.set_num_threads(1)
+VISION = VisionConfig(dim=32, layers=2, heads=2, mlp=48)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(data.corpus(300), 768)
+
+
+def put(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, content)) if isinstance(content, list) else content)
+    return path
+
+
+def dot(path, colour, side=24):
+    Image.new("RGB", (side, side), colour).save(path)
+
+
+def full(folder):
+    """A folder with everything that may be in one."""
+    dot(folder / "red.png", "red"), dot(folder / "blue.jpg", "blue")
+    frames = [Image.new("RGB", (16, 16), (40 * i, 0, 0)) for i in range(3)]
+    frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:])
+    put(folder, "metadata.jsonl", [{"file_name": "red.png", "text": "a red square"}, {"file_name": "clip.gif", "text": "it gets brighter"},
+                                   {"file_name": "blue.jpg", "question": "which colour?", "answer": "blue"}])
+    put(folder, "deep/lines.jsonl", [{"text": "one line"}, {"messages": [{"role": "user", "content": "hello?"},
+                                                                         {"role": "assistant", "content": "good day"}]}])
+    put(folder, "notes.txt", "first paragraph\n\nsecond paragraph\n\n" + "long words " * 400)
+    return folder
+
+
+def test_everything_is_read(tmp_path, tokenizer):
+    examples = {e.where: e for e in own.read(full(tmp_path), tokenizer, VISION)}
+    picture = examples["metadata.jsonl, line 1"]
+    document, chat = (tokenizer.decode(form.ids) for form in picture.forms)
+    assert document.endswith("\nquestion: what is in the picture?\nanswer: a red square\n[EOS]") and "<|media_begin|>image" in document
+    assert chat.endswith("<think></think> a red square<|im_end|>")
+    learned = [tokenizer.decode([i for i, own_ in zip(form.ids, form.mask) if own_]) for form in picture.forms]
+    assert learned == [" a red square\n[EOS]", " a red square<|im_end|>"]
+    assert "video<|media_content|>" in tokenizer.decode(examples["metadata.jsonl, line 2"].forms[0].ids)
+    assert examples["metadata.jsonl, line 3"].problem.answer == "blue"
+    assert tokenizer.decode(examples["deep/lines.jsonl, line 2"].forms[0].ids).endswith(" good day<|im_end|>")
+    parts = [e for where, e in examples.items() if where.startswith("notes.txt")]
+    assert len(parts) > 2 and all(len(e.forms[0].ids) <= 193 for e in parts)
+    assert "".join(tokenizer.decode(e.forms[0].ids[:-1]) for e in parts).split() == (tmp_path / "notes.txt").read_text().split()
+
+
+def test_special_text_stays_text(tmp_path, tokenizer):
+    put(tmp_path, "a.jsonl", [{"text": "<|im_end|> [EOS] <think>"}, {"messages": [{"role": "user", "content": "<|im_end|>"},
+                                                                                  {"role": "assistant", "content": "<|media_pad|>"}]}])
+    text, chat = (e.forms[0] for e in own.read(tmp_path, tokenizer, VISION))
+    assert sum(i >= len(tokenizer.ranks) for i in text.ids) == 1             # [EOS] at its end
+    assert tokenizer.media_pad not in chat.ids and chat.ids.count(tokenizer.im_end) == 2
+
+
+CHAT = lambda *roles: {"messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+@pytest.mark.parametrize("name, content, sentence", [
+    ("a.jsonl", '{"text": "fine"}\n{"text": ', "a.jsonl, line 2: no JSON"), ("a.jsonl", "[1]", "a.jsonl, line 1: want an object"),
+    ("a.jsonl", '{"txt": "x"}', "line 1: text must be"), ("a.jsonl", '{"text": 7}', "line 1: text must be"),
+    ("a.jsonl", '{"text": "  "}', "line 1: text must be"), ("b/a.jsonl", '\n\n{"text": ""}', "b/a.jsonl, line 3: text must be"),
+    ("a.jsonl", '{"messages": []}', "messages must be a list"), ("a.jsonl", '{"messages": ["x"]}', "messages must be a list"),
+    ("a.jsonl", [CHAT("user", "robot")], "role 'robot'"), ("a.jsonl", [CHAT("user")], "last message must be the assistant's"),
+    ("a.jsonl", [{"messages": [{"role": "assistant", "content": None}]}], "content must be a text"),
+    ("metadata.jsonl", [{"text": "x"}], "line 1: file_name must be"), ("metadata.jsonl", [{"file_name": "no.png", "text": "x"}], "no such file"),
+    ("metadata.jsonl", [{"file_name": "../own.png", "text": "x"}], "lies outside"),
+    ("metadata.jsonl", [{"file_name": "metadata.jsonl", "text": "x"}], "cannot read"),
+    ("metadata.jsonl", [{"file_name": "a.png"}], "text must be"), ("metadata.jsonl", [{"file_name": "a.png", "question": "x"}], "answer must be"),
+    ("metadata.jsonl", [{"file_name": "a.png", "text": "word " * 2000}], "tokens, at most"),
+    ("a.jsonl", [{"text": "word " * 3000}], "line 1: .* tokens, at most"),
+    ("a.png", None, "nothing to learn from"), ("a.txt", "   \n\n  ", "nothing to learn from"),
+])
+def test_what_cannot_be_used_is_one_sentence(tmp_path, tokenizer, name, content, sentence):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    dot(folder / "a.png", "red"), dot(tmp_path / "own.png", "red")
+    if content is not None:
+        put(folder, name, content)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        own.read(folder, tokenizer, VISION)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_no_utf8(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="a.txt: not UTF-8"):
+        own.read(tmp_path, tokenizer, VISION)
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    language = LanguageConfig(vocab=tokenizer.vocab_size, dim=48, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8, dense_ffn=64,
+                              experts=4, expert_ffn=24)
+    tokenizer.save(tmp_path / "run" / "tokenizer")
+    save(NanoKimi(ModelConfig(VISION, language), tokenizer.media_pad), tmp_path / "run" / "sft")
+    return tmp_path / "run"
+
+
+def call(monkeypatch, run, folder, *options):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(folder), "--run", str(run), "--threads", "1", *options])
+    train.main()
+
+
+def two_colours(folder):
+    """Ten red and ten blue pictures."""
+    folder.mkdir()
+    for i in range(20):
+        dot(folder / f"{i}.png", "red" if i % 2 else "blue", 16)
+    put(folder, "metadata.jsonl", [{"file_name": f"{i}.png", "text": "alpha" if i % 2 else "omega"} for i in range(20)])
+    return folder
+
+
+def test_it_learns_and_says_what_it_gained(monkeypatch, run, tmp_path, capsys):
+    monkeypatch.setattr(own, "KEPT", ()), monkeypatch.setattr(own, "SHARE", 1.0)
+    folder = two_colours(tmp_path / "colours")
+    call(monkeypatch, run, folder, "--steps", "160")
+    gained = json.loads((run / "tuned" / "own.json").read_text())
+    assert gained["before"]["held out"] == 0 and gained["after"]["held out"] == 1
+    monkeypatch.setattr(sys, "argv", ["own", str(run), str(folder)])
+    own.main()
+    assert "tuned: 1.000 of 20" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call(monkeypatch, run, folder)
+    assert "finished already" in " ".join(capsys.readouterr().out.split())
+
+
+def test_stopped_and_continued_equals_uninterrupted(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(own, "KEPT", ())
+    folder = two_colours(tmp_path / "colours")
+    call(monkeypatch, run, folder, "--steps", "4")
+    whole = load(run / "tuned").state_dict()
+    (run / "tuned").rename(tmp_path / "whole")
+
+    def stop_after_two(learner, documents, count=[0]):
+        count[0] += 1
+        if count[0] == 3:
+            raise KeyboardInterrupt
+        return original(learner, documents)
+    original = own.Learner.imitate
+    monkeypatch.setattr(own.Learner, "imitate", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, run, folder, "--steps", "4", "--save-every", "0")
+    assert list((run / "tuned").glob("step-*"))
+    monkeypatch.setattr(own.Learner, "imitate", original)
+    call(monkeypatch, run, folder, "--steps", "4")
+    again = load(run / "tuned").state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_nothing_is_written_for_a_bad_folder(monkeypatch, run, tmp_path, capsys):
+    put(tmp_path, "bad/a.jsonl", "{")
+    for folder, sentence in ((tmp_path / "bad", "a.jsonl, line 1"), (tmp_path / "none", "is not a folder")):
+        with pytest.raises(SystemExit) as stop:
+            call(monkeypatch, run, folder)
+        assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().out.split())
+    assert not (run / "tuned").exists()
