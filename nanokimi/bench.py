@@ -3,6 +3,7 @@
 Rows of results/bench.json. Each pair takes turns, and the median of the ratios counts, as the machine may be busy with other things.
 """
 import argparse
+import copy
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ from .sandbox import Sandbox
 from .tokenizer import Tokenizer
 from .vision import patchify, prepare_image
 
-TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15"}
+TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15",
+           "train_vs_transformers": ">=1.5", "data_share": "<=0.05"}
 ROUNDS = 5
 
 
@@ -133,6 +135,71 @@ def training_step(model, tokenizer, preset):
     return {"optimizer_share": rows[5:], "train_step_ms": steps[5:]}
 
 
+def picture_batch(tokenizer, preset):
+    """A pre-training batch without clips, which transformers cannot take."""
+    kinds = {kind: share for kind, share in data.PRETRAIN.items() if kind not in ("clip", "events", "clip_text")}
+    rng = np.random.default_rng(0)
+    drawn = [data.pretrain_document(rng, tokenizer, preset.model.vision, preset.length, kind)[1]
+             for kind in data.draw_kinds(rng, kinds, preset.documents)]
+    drawn = [doc for doc in drawn if all(clip.kind == "image" for clip in doc.clips)]
+    return data.to_batch(data.pack(drawn, preset.length), preset.length, tokenizer.pad, tokenizer.patch)
+
+
+def train_step_beside_transformers(model, tokenizer, preset):
+    """train_vs_transformers: forward and backward of one batch of pictures and text, same weights, each side in the better of fp32 and
+    bf16, transformers with the best of its expert kernels. Its attention does not know where a document in a row ends; the price is equal."""
+    import transformers
+    trained = copy.deepcopy(model).train()
+    choose_kernel(trained, "cpu")
+    batch = picture_batch(tokenizer, preset)
+    labels = torch.cat([torch.full_like(batch.targets[:, :1], -100), batch.targets[:, :-1]], 1)          # they shift labels themselves
+    inputs = {"input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "image_grid_thw": torch.tensor(batch.grid_thw),
+              "pixel_values": (batch.patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch), "labels": labels}
+
+    def run(loss_of, half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = loss_of()
+        loss.backward()
+
+    def make_theirs(kernel):
+        config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
+        theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=released.to_kimi_k25(model.state_dict(), model.config)).train()
+        theirs.model.language_model.set_experts_implementation(kernel)
+        return lambda: theirs(**inputs, use_cache=False).loss
+    ours = {half: lambda half=half: run(lambda: trained.loss(batch)[0], half) for half in (False, True)}
+    theirs = {(kernel, half): lambda loss_of=loss_of, half=half: run(loss_of, half)
+              for kernel in ("eager", "grouped_mm", "batched_mm") for loss_of in [make_theirs(kernel)] for half in (False, True)}
+    best = {}
+    for side, choices in (("ours", ours), ("theirs", theirs)):
+        for step in choices.values():
+            step()                                                       # warm
+        best[side] = min(choices, key=lambda name: min(seconds(choices[name]) for _ in range(3)))
+    plan.console.print(f"train step: ours in {'bf16' if best['ours'] else 'fp32'}; theirs with {best['theirs'][0]} in "
+                       f"{'bf16' if best['theirs'][1] else 'fp32'}; {int((batch.segments > 0).sum())} tokens")
+    pairs = [(seconds(ours[best["ours"]]), seconds(theirs[best["theirs"]])) for _ in range(2 * ROUNDS)]
+    tokens = int((batch.segments > 0).sum())
+    return {"train_vs_transformers": [b / a for a, b in pairs], "train_tokens_s": [tokens / a for a, _ in pairs],
+            "transformers_tokens_s": [tokens / b for _, b in pairs]}
+
+
+def data_cost(model, tokenizer, preset):
+    """data_share: CPU seconds of making batches over those of making them and training on them."""
+    trained, half = copy.deepcopy(model).train(), plan.faster_precision() == "bf16-mixed"
+    choose_kernel(trained, "cpu")
+    batches, rows = data.Batches("pretrain", tokenizer, model.config.vision, 0, preset.documents, preset.length, 100, 60), []
+    for i in range(ROUNDS + 2):
+        start = time.process_time()
+        shards, _ = batches[i]
+        made = time.process_time()
+        for batch in shards:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss, _ = trained.loss(batch)
+            loss.backward()
+        rows.append((made - start) / (time.process_time() - start))
+    return {"data_share": rows[2:]}
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
@@ -147,7 +214,8 @@ def main():
     model = NanoKimi(preset.model, tokenizer.media_pad).eval()
     choose_kernel(model, "cpu")
     engine, values = Engine(model, tokenizer), {}
-    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: training_step(model, tokenizer, preset)):
+    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: training_step(model, tokenizer, preset),
+                 lambda: train_step_beside_transformers(model, tokenizer, preset), lambda: data_cost(model, tokenizer, preset)):
         values |= part()
     for name, seen in values.items():
         plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
