@@ -51,6 +51,7 @@ def arguments():
     add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
     add("--lr", type=float, default=2e-4, help="ours; a constant 3e-4 forgot names and sums within 65 iterations")
     add("--decay", type=float, default=0.9, help="share of the learning rate that is gone at the end, linearly")
+    add("--flywheel", action="store_true", help="half of the time RL, then its successes teach the start, then RL from there")
     add("--replay", type=float, default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
     add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
     add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
@@ -73,11 +74,10 @@ def main():
         fail(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
     if args.k < 2:
         fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
     with plan.hold(run / args.name):
-        settle(run / args.name, args)
-        torch.set_num_threads(args.threads)
-        torch.set_flush_denormal(True)
-        reinforce(args, run, run / args.name)
+        flywheel(args, run) if args.flywheel else reinforce(args, run)
 
 
 def shorter(args):
@@ -106,6 +106,7 @@ def settle(folder, args):
     """Writes the settings at the first start; a later start must agree with them (minutes and threads may change)."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations")}
     path = folder / "rl.json"
+    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads})
@@ -115,8 +116,39 @@ def settle(folder, args):
         fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
 
 
-def reinforce(args, run, folder):
+def flywheel(args, run):
+    """RL for half of the minutes, supervised learning of the starting stage on what RL solved (RFT), then RL from there: successful
+    trajectories are recycled for later joint RL (K2.5 4.2)."""
+    changed = {"minutes": args.minutes / 2, "iterations": args.iterations and args.iterations // 2}
+    first, rft = (argparse.Namespace(**vars(args) | changed | {"name": f"{args.name}-{part}"}) for part in ("first", "rft"))
+    if not (run / rft.name / "model.safetensors").exists():
+        reinforce(first, run, then_shorten=False)
+        recycle(args, run, first.name, run / rft.name)
+    reinforce(argparse.Namespace(**vars(args) | changed | {"start": rft.name}), run)
+
+
+def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
+    """RFT: samples of a finished RL stage that earned everything, at most `most` a problem, teach the starting stage."""
+    sampler, learns = load(run / source), load(run / args.start).train()
+    tokenizer = Tokenizer.load(run / "tokenizer", sampler.config.vision.patch)
+    engine, rng = Engine(sampler, tokenizer), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
+    pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
+    items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
+    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6 + 1, n)) for n, item in enumerate(items)]
+    done, _ = rollout.carry_on(engine, groups, args.temperature)
+    kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
+    learner = Learner(learns, tokenizer, muon(learns, lr))
+    for _ in range(epochs if kept else 0):
+        for part in long2short.batches_of(kept, documents, rng):
+            learner.imitate(part)
+    plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
+    save(learns, folder)
+
+
+def reinforce(args, run, then_shorten=True):
     """RL until its share of the minutes is over, then shortest rejection sampling; what is finished already is not done again."""
+    folder = run / args.name
+    settle(folder, args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     finished = (folder / "model.safetensors").exists()
     model = load(folder if finished else run / args.start, device).train()
@@ -128,6 +160,8 @@ def reinforce(args, run, folder):
         checkpoint.clear(folder)
     pool = [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
     short = run / ("short" if args.name == "rl" else f"short-{args.name}")
+    if not then_shorten:
+        return
     if finished and (short / "model.safetensors").exists():
         plan.console.print(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:

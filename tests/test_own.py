@@ -133,7 +133,7 @@ def two_colours(folder):
 def test_it_learns_and_says_what_it_gained(monkeypatch, run, tmp_path, capsys):
     monkeypatch.setattr(own, "KEPT", ()), monkeypatch.setattr(own, "SHARE", 1.0)
     folder = two_colours(tmp_path / "colours")
-    call(monkeypatch, run, folder, "--steps", "160")
+    call(monkeypatch, run, folder, "--steps", "400")
     gained = json.loads((run / "tuned" / "own.json").read_text())
     assert gained["before"]["held out"] == 0 and gained["after"]["held out"] == 1
     monkeypatch.setattr(sys, "argv", ["own", str(run), str(folder)])

@@ -161,7 +161,20 @@ def test_replay_teaches_text_while_rl_teaches_nothing(monkeypatch, base):
     batch, _ = data.Batches("sft", tokenizer, PRESETS["micro"].model.vision, 5, 32, 384, 1).shard(0, 0)
     losses = []
     for weight in ("0", "5"):
-        folder = call(monkeypatch, base, f"replay{weight}", "--iterations", "6", "--replay", weight, "--lr", "3e-3")
+        folder = call(monkeypatch, base, f"replay{weight}", "--iterations", "6", "--replay", weight, "--lr", "3e-3", "--decay", "0")
         with torch.no_grad():
             losses.append(load(folder).loss(batch)[0].item())
     assert losses[1] < losses[0] - 0.3
+
+
+def test_flywheel_recycles_successes(monkeypatch, base, capsys):
+    monkeypatch.setattr(rollout, "reward", lambda problem, response, thinking=True: float(response.ids[0] % 2 == 0))
+    folder = call(monkeypatch, base, "wheel", "--flywheel", "--iterations", "4")
+    assert len(rows(base / "wheel-first")) == len(rows(folder)) == 2 and not (base / "short-wheel-first").exists()
+    start, taught, end = (load_file(base / stage / "model.safetensors") for stage in ("sft", "wheel-rft", "wheel"))
+    head = "language.head.weight"
+    assert not torch.equal(start[head], taught[head]) and not torch.equal(taught[head], end[head])
+    assert json.loads((folder / "rl.json").read_text())["start"] == "wheel-rft" and "successes of" in capsys.readouterr().out
+    before = (base / "wheel-rft" / "model.safetensors").stat().st_mtime_ns
+    call(monkeypatch, base, "wheel", "--flywheel", "--iterations", "4")
+    assert (base / "wheel-rft" / "model.safetensors").stat().st_mtime_ns == before
