@@ -39,7 +39,8 @@ ANIMATED = (*FILMS, ".gif")
 QUESTIONS = {"image": "what is in the picture?", "video": "what happens?"}
 SHARE = 0.5             # of a step's documents that are theirs; the rest is what the model learned before
 DOCUMENTS = 24          # a step
-LENGTH = 768            # of a row, and the longest example, tokens
+LENGTH = 768            # the longest example, tokens
+KNOWN = 192             # the longest document of what was learned before; twice that for a chat
 KEPT = ("name", "arithmetic")            # exam rows asked before and after: what tuning costs
 
 
@@ -231,8 +232,8 @@ def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> li
     own = [theirs[i] for i in rng.integers(len(theirs), size=int(DOCUMENTS * SHARE))]
     out = [example.forms[rng.integers(len(example.forms))] for example in own]
     half = (DOCUMENTS - len(out)) // 2
-    out += [data.pretrain_document(rng, tokenizer, vision, LENGTH, kind)[1] for kind in data.draw_kinds(rng, data.PRETRAIN, half)]
-    return out + [data.sft_document(rng, tokenizer, vision, LENGTH)[1] for _ in range(DOCUMENTS - len(out))]
+    out += [data.pretrain_document(rng, tokenizer, vision, KNOWN, kind)[1] for kind in data.draw_kinds(rng, data.PRETRAIN, half)]
+    return out + [data.sft_document(rng, tokenizer, vision, 2 * KNOWN)[1] for _ in range(DOCUMENTS - len(out))]
 
 
 def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) -> dict:
