@@ -86,7 +86,7 @@ def shorter(args):
     if not (run / (args.base or "sft") / "model.safetensors").exists():
         fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"):
-        long2short.run_methods(run, args)
+        plan.or_exit(long2short.run_methods, run, args)
         lengths.report(run)
 
 
@@ -111,7 +111,7 @@ def settle(folder, args):
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads})
     kept = json.loads(path.read_text())
-    changed = [name for name, value in given.items() if kept[name] != value]
+    changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
     if changed:
         fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
 
@@ -119,12 +119,15 @@ def settle(folder, args):
 def flywheel(args, run):
     """RL for half of the minutes, supervised learning of the starting stage on what RL solved (RFT), then RL from there: successful
     trajectories are recycled for later joint RL (K2.5 4.2)."""
-    changed = {"minutes": args.minutes / 2, "iterations": args.iterations and args.iterations // 2}
-    first, rft = (argparse.Namespace(**vars(args) | changed | {"name": f"{args.name}-{part}"}) for part in ("first", "rft"))
-    if not (run / rft.name / "model.safetensors").exists():
+    half = args.iterations and max(1, args.iterations // 2)
+    name, rft = f"{args.name}-first", f"{args.name}-rft"
+    first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "name": name})
+    last = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "start": rft})
+    settle(run / args.name, last)                                        # refuses now, not after half of the time
+    if not (run / rft / "model.safetensors").exists():
         reinforce(first, run, then_shorten=False)
-        recycle(args, run, first.name, run / rft.name)
-    reinforce(argparse.Namespace(**vars(args) | changed | {"start": rft.name}), run)
+        recycle(args, run, name, run / rft)
+    reinforce(last, run)
 
 
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):

@@ -71,7 +71,8 @@ def main():
     text = fill(text, "l2s", results_table(ROOT / "results" / "long2short.json"))
     readme.write_text(fill(text, "bands", bands_table(results)))
     stack_picture(ROOT / "docs" / "stack.png")
-    shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")
+    if (ROOT / "results" / "long2short.png").exists():
+        shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")
     for run in sys.argv[1:2]:
         shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
         for name in ("loss", "accuracy", "load"):

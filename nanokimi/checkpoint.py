@@ -34,10 +34,12 @@ def write_json(path, content):
     os.replace(partial, path)
 
 
-def newest_stage(run):
-    """The stage folder of a run whose model was written last, long2short's comparisons left out. FileNotFoundError if there is none."""
+def newest_stage(run, tuned=True):
+    """The stage folder of a run whose model was written last; long2short's comparisons are left out, and if wanted what was tuned on own
+    files. FileNotFoundError if there is none."""
+    left_out = ("long2short.json",) if tuned else ("long2short.json", "own.json")
     stages = [path.parent for path in run.glob("*/model.safetensors")
-              if (path.parent / "config.json").is_file() and not (path.parent / "long2short.json").is_file()]
+              if (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]
     if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
         raise FileNotFoundError(f"no trained model in {run}: run `python train.py` first, or give its folder")
     return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)

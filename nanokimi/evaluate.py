@@ -175,8 +175,10 @@ def chat_rows(engine, split, number, known):
 
 
 def report_card(run, split, number, precision="fp32", stage="sft"):
-    """All rows of a run: {"row": value}; `stage` answers what is asked in chat. The test split is read here and nowhere else; each reading is noted in the run."""
+    """All rows of a run: {"row": value}; `stage` answers what is asked in chat. Each reading of the test split is noted in the run."""
     run = Path(run)
+    if not (run / stage / "model.safetensors").exists():
+        sys.exit(f"{run} has no finished stage {stage}.")
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
@@ -373,7 +375,8 @@ def exam_arguments(description, results, stage=False):
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.problems = args.problems or {"val": 100, "test": 500}[args.split]
-    args.out = args.out or (results if args.split == "test" and len(args.runs) >= 3 else None)
+    whole = args.split == "test" and len(args.runs) >= 3 and getattr(args, "stage", "sft") == "sft"
+    args.out = args.out or (results if whole else None)
     return args
 
 

@@ -70,7 +70,10 @@ def read_tokenizer(folder: Path, patch: int) -> Tokenizer:
     content = json.loads(existing(folder / "tokenizer.json").read_text())
     back = {letter: byte for byte, letter in byte_letters().items()}
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
-    words = {word: rank for word, rank in content["model"]["vocab"].items() if word not in special}
+    vocab = content["model"]["vocab"]
+    words = {word: rank for word, rank in vocab.items() if word not in special} if isinstance(vocab, dict) else {"": 0}
+    if not all(word and set(word) <= set(back) for word in words) or sorted(words.values()) != list(range(len(words))):
+        raise ValueError(f"{folder / 'tokenizer.json'} is no byte-level BPE whose tokens are numbered from 0")
     tokenizer = Tokenizer({bytes(back[c] for c in word): rank for word, rank in words.items()}, patch)
     if not tokenizer.special_ids.items() <= special.items():
         raise ValueError(f"{folder / 'tokenizer.json'} has other special tokens than K2.5's format here: {sorted(special)[:5]} ...")
@@ -212,12 +215,16 @@ def bring_back(folder: Path, run: Path, stage: str) -> None:
     config = json.loads(existing(folder / "config.json").read_text())
     if config.get("model_type") != "kimi_k25":
         raise ValueError(f"{folder} holds a {config.get('model_type')}; only whole kimi_k25 models come back")
+    if (run / stage).exists():
+        raise ValueError(f"{run / stage} exists already: give another run, or --stage with another name")
     processor = json.loads(existing(folder / "processor_config.json").read_text())
     cfg = released.from_config(config, processor["image_processor"], processor["video_processor"])
     tokenizer = read_tokenizer(folder, cfg.vision.patch)
     if (tokenizer.vocab_size, tokenizer.media_pad) != (cfg.language.vocab, config["image_token_id"]):
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and pads media with {tokenizer.media_pad}, the configuration says "
                          f"{cfg.language.vocab} and {config['image_token_id']}")
+    if (run / "tokenizer").exists() and Tokenizer.load(run / "tokenizer").ranks != tokenizer.ranks:
+        raise ValueError(f"{run} has another tokenizer: give another run")
     model = NanoKimi(cfg, tokenizer.media_pad)
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):                    # one file, or several shards

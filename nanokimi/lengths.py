@@ -99,24 +99,25 @@ def ask_for_more(engine, problems) -> Answers:
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------------------------
 
-def measure(run: Path, split: str, number: int) -> dict:
-    """{"stages": {stage: {row: Answers}}, "caps": {cap: {row: Answers}}, "sweep": {share: {row: Answers}}, "more": {stage: {row: Answers}}}."""
+def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: bool = True) -> dict:
+    """{"stages": {stage: {row: Answers}}, "caps": {cap: {row: Answers}}, "sweep": {share: {row: Answers}}, "more": {stage: {row: Answers}}}.
+    `only` these stages; without controls, nothing but the stages."""
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "long2short"}) + "\n")
     exams = {row: exam.exam(row, split, number) for row in ROWS}
-    stages = [stage for stage in STAGES if (run / stage / "model.safetensors").exists()]
+    stages = [stage for stage in only if (run / stage / "model.safetensors").exists()]
     out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
     for stage in stages:
         engine = open_stage(run, load(run / stage))
         out["stages"][stage] = {row: ask(engine, problems) for row, problems in exams.items()}
-        if stage in ("l2s-toggle", "l2s-rigid"):
+        if controls and stage in ("l2s-toggle", "l2s-rigid"):
             out["more"][stage] = {row: ask_for_more(engine, problems) for row, problems in exams.items()}
-        if stage == "long":
+        if controls and stage == "long":
             means = {row: answers.length for row, answers in out["stages"]["long"].items()}
             out["caps"] = {cap: {row: ask_capped(engine, problems, max(1, int(cap * means[row]))) for row, problems in exams.items()}
                            for cap in CAPS}
-    for share in SWEEP if set(BOTH) <= set(stages) else ():
+    for share in SWEEP if controls and set(BOTH) <= set(stages) else ():
         engine = open_stage(run, merge(load(run / "long"), load(run / "brief"), share))
         out["sweep"][share] = {row: ask(engine, problems) for row, problems in exams.items()}
     return out
@@ -258,9 +259,10 @@ def main() -> None:
         if missing:
             plan.console.print(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.", markup=False)
             sys.exit(2)
-    chosen = [measure(run, "val", CHOICE) for run in args.runs]             # the choice of a method never sees the test split
-    best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in STAGES})
-    cards = chosen if (args.split, args.problems) == ("val", CHOICE) else [measure(run, args.split, args.problems) for run in args.runs]
+    stages = ("long", *CANDIDATES)
+    chosen = [measure(run, "val", CHOICE, stages, controls=False) for run in args.runs]      # the choice never sees the test split
+    best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in stages})
+    cards = [measure(run, args.split, args.problems) for run in args.runs]
     for card in cards:
         print_card(card, args.problems, args.split, best)
     if args.out:

@@ -7,7 +7,7 @@ Stages of a run: `long` (thinks with plans, checks and corrections), `brief` (sa
 `l2s-merge`, `l2s-shortest`, `l2s-dpo`, `l2s-rl`, `l2s-toggle`, and `l2s-rigid`, which Toggle is compared with. Each is a stage like any other.
 """
 import argparse
-import itertools
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,16 +119,13 @@ def batches_of(things: list, size: int, rng):
         yield [things[i] for i in order[start:start + size]]
 
 
-def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, minutes: float, max_new: int, seed: int, lr: float,
+def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, lr: float,
               problems: int = 32) -> str:
-    """RL for some minutes. rewards_of(group, iteration) -> the rewards that it learns from."""
-    started, first, lengths = time.perf_counter(), None, 0
-    for iteration in itertools.count():
-        progress = (time.perf_counter() - started) / (60 * minutes)
-        if progress >= 1:
-            return f"{iteration} iterations, mean length {first:.0f} to {lengths:.0f}"
+    """RL, equally many iterations for every method. rewards_of(group, iteration) -> the rewards that it learns from."""
+    lengths = []
+    for iteration in range(iterations):
         for part in learner.optimizer.param_groups:
-            part["lr"] = lr * (1 - 0.9 * progress)
+            part["lr"] = lr * (1 - 0.9 * iteration / iterations)
         rng = np.random.default_rng([STREAM, seed, iteration, 1])
         items = rollout.choose(pool, problems, rng)
         groups = [rollout.start(engine, item, K, max_new, (STREAM, seed, iteration, n)) for n, item in enumerate(items)]
@@ -136,8 +133,8 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, minutes:
         learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
         for group in groups:
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
-        lengths = np.mean([length(talk) for group in groups for talk in group.talks])
-        first = lengths if first is None else first
+        lengths.append(np.mean([length(talk) for group in groups for talk in group.talks]))
+    return f"{iterations} iterations, mean length {lengths[0]:.0f} to {lengths[-1]:.0f}"
 
 
 def with_penalty(weight: float):
@@ -193,15 +190,22 @@ def fresh(run: Path, stage: str, lr: float) -> tuple[Learner, Engine]:
 
 
 def make_pool(number: int, seed: int) -> list:
-    """Problems that are answered in words: no tools, whose calls are another matter."""
-    return [item for item in rollout.make_pool(2 * number, 0.5, seed + 1) if item.ability != "code"][:number]
+    """Problems that are answered in words, half of them on pictures and clips: no tools, whose calls are another matter."""
+    pool = [item for item in rollout.make_pool(2 * number, 0.5, seed + 1) if item.ability != "code"]
+    seen, read = ([item for item in pool if (item.modality != "text") == wanted] for wanted in (True, False))
+    return seen[:number // 2] + read[:number - number // 2]
 
 
 def think(run: Path, args, say) -> None:
     """The two models that everything starts from: `long` and `brief`, same base, same chats. The long one gets no RL here, unlike the
-    paper's: four minutes of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
+    paper's: 122 iterations of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
     for style in ("long", "brief"):
         if done(run, style):
+            kept = json.loads((run / style / "long2short.json").read_text())
+            for name in ("base", "seed", "sft_steps", "sft_lr"):
+                if kept[name] != getattr(args, name):
+                    raise ValueError(f"{run / style} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or delete it "
+                                     "and what came from it (l2s-*)")
             continue
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
@@ -242,7 +246,7 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
         rewards_of, most = {"rl": (with_penalty(args.weight), int(0.4 * LONGEST)),             # k1.5: a much smaller maximum
                             "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
                             "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
-        note = reinforce(learner, engine, pool, rewards_of, args.minutes, most, args.seed, args.lr)
+        note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed, args.lr)
     finish(run, f"l2s-{method}", learner.model, args, note, started, say)
 
 
@@ -254,7 +258,7 @@ def arguments(argv: list[str]):
     add("--method", choices=(*METHODS, "all"), default="all")
     add("--base", help="stage that both models begin from (default: rl if the run has it, else sft)")
     add("--problems", type=int, default=384, help="in the pool")
-    add("--minutes", type=float, default=4, help="of RL, wherever a method has RL")
+    add("--iterations", type=int, default=64, help="of RL, wherever a method has RL")
     add("--sft-steps", type=int, default=300)
     add("--sft-lr", type=float, default=1e-3)
     add("--lr", type=float, default=1e-4)
@@ -269,7 +273,8 @@ def run_methods(run: Path, args) -> None:
     """The two models and the methods asked for; what is there already is not done again."""
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    args.base = args.base or ("rl" if done(run, "rl") else "sft")
+    made = run / "long" / "long2short.json"
+    args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if done(run, "rl") else "sft")
     say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
     think(run, args, say)
     wanted = [m for m in (METHODS if args.method == "all" else [args.method]) if not done(run, f"l2s-{m}")]

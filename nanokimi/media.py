@@ -58,10 +58,23 @@ def _load_film(path: Path) -> tuple[np.ndarray, float]:
         _check_size(path, count, size)
         wanted = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
         with av.open(str(path)) as film:
-            frames = [frame.to_ndarray(format="rgb24") for i, frame in enumerate(film.decode(video=0)) if i in wanted]
+            frames = [upright(frame) for i, frame in enumerate(film.decode(video=0)) if i in wanted]
+    except MediaError:
+        raise
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise MediaError(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}") from error
     return np.stack(frames), fps * (count - 1) / (total - 1) if count > 1 else fps
+
+
+def upright(frame) -> np.ndarray:
+    """A film's frame as uint8 (H, W, 3), turned as its display matrix says: telephones film lying on their side."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4))
+
+
+def is_animated(path: Path) -> bool:
+    """Whether Pillow finds more than one frame in a file. Raises MediaError if it is no picture."""
+    with _open(path, HINT) as image:
+        return getattr(image, "n_frames", 1) > 1
 
 
 def _film_facts(av, path: Path) -> tuple[int, float, tuple[int, int]]:

@@ -7,7 +7,7 @@ What DIR may hold, at any depth:
     *.txt, *.md        text; paragraphs are separated by empty lines
     *.jsonl            a line: {"text": ...} or {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
     metadata.jsonl     the imagefolder layout. A line: {"file_name": "a.png", "text": caption}, or "question" and "answer" instead of "text".
-                       Pictures, and clips: animations, films, folders of frames
+                       Pictures, and clips: animations, films, folders of frames. Pictures that no line names are not used
 Everything is read before training starts; what cannot be used is one sentence with file and line.
 """
 import argparse
@@ -26,7 +26,7 @@ from .checkpoint import newest_stage, write_json
 from .engine import Engine
 from .evaluate import ask_chat
 from .learner import Learner, muon
-from .media import FILMS, MediaError, load_image, load_video
+from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
 from .rollout import content_of
@@ -35,7 +35,6 @@ from .world import exam
 from .world.types import Clip, Image, Problem
 from .world.verify import correct
 
-ANIMATED = (*FILMS, ".gif")
 QUESTIONS = {"image": "what is in the picture?", "video": "what happens?"}
 SHARE = 0.5             # of a step's documents that are theirs; the rest is what the model learned before
 DOCUMENTS = 24          # a step
@@ -52,10 +51,7 @@ class Example:
     forms: list[Rendered]
     problem: Problem | None = None
 
-    @property
-    def held_out(self) -> bool:
-        """One in ten, by its name: the same ones every time."""
-        return zlib.crc32(self.where.encode()) % 10 == 0
+    held_out: bool = False      # one picture or clip in ten, by its file's name: never trained on, always the same ones
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------------------------------
@@ -65,13 +61,15 @@ def read(folder: Path, tokenizer: Tokenizer, vision) -> list[Example]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
         if path.name == "metadata.jsonl":
             found += [shown(where, row, path.parent, tokenizer, vision) for where, row in lines_of(path, name)]
-        elif path.suffix == ".jsonl":
-            found += [said(where, row, tokenizer) for where, row in lines_of(path, name)]
-        elif path.suffix in (".txt", ".md"):
+        elif path.name == "metadata.csv":
+            raise ValueError(f"{name}: captions are read from metadata.jsonl, a line {{\"file_name\": ..., \"text\": ...}} for each picture")
+        elif ending == ".jsonl":
+            found += [example for where, row in lines_of(path, name) for example in said(where, row, tokenizer)]
+        elif ending in (".txt", ".md"):
             found += prose(name, text_of(path, name), tokenizer)
     if not found:
         raise ValueError(f"{folder} holds nothing to learn from: text (.txt, .md, .jsonl), or pictures and clips named in a metadata.jsonl")
@@ -85,7 +83,7 @@ def read(folder: Path, tokenizer: Tokenizer, vision) -> list[Example]:
 def text_of(path: Path, name: str) -> str:
     """A file's text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
 
@@ -93,7 +91,7 @@ def text_of(path: Path, name: str) -> str:
 def lines_of(path: Path, name: str) -> list[tuple[str, dict]]:
     """[(file and line, JSON object)]; empty lines are skipped."""
     rows = []
-    for number, line in enumerate(text_of(path, name).splitlines(), 1):
+    for number, line in enumerate(text_of(path, name).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -129,10 +127,10 @@ def prose(name: str, text: str, tokenizer: Tokenizer, tokens: int = 192) -> list
     return [Example(f"{name}, part {n}", [Rendered([*piece, tokenizer.eos], [True] * (len(piece) + 1))]) for n, piece in enumerate(pieces, 1)]
 
 
-def said(where: str, row: dict, tokenizer: Tokenizer) -> Example:
+def said(where: str, row: dict, tokenizer: Tokenizer) -> list[Example]:
     """A line of text, or a chat."""
     if "messages" not in row:
-        return Example(where, [tokenizer.render_document([Learn(*strings(where, row, "text"))])])
+        return prose(where, *strings(where, row, "text"), tokenizer)
     messages = row["messages"]
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f"{where}: messages must be a list of objects with role and content")
@@ -143,11 +141,12 @@ def said(where: str, row: dict, tokenizer: Tokenizer) -> Example:
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: the last message must be the assistant's, as it is what is learned")
     turns = [{"role": m["role"], "content": (" " if m["role"] == "assistant" else "") + m["content"].strip()} for m in messages]
-    return Example(where, [tokenizer.render_chat(turns, thinking=False)])
+    return [Example(where, [tokenizer.render_chat(turns, thinking=False)])]
 
 
 def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> Example:
-    """A picture or clip with its caption, or with a question and its answer: a document as in pre-training, and a chat."""
+    """A picture or clip with its caption, or with a question and its answer: a document as in pre-training, and chats with and without
+    thinking (the thought is the answer, as nobody wrote down another)."""
     name, = strings(where, row, "file_name")
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -156,18 +155,21 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     modality = "image" if isinstance(media, Image) else "video"
     asked = "question" in row or "answer" in row
     question, answer = strings(where, row, "question", "answer") if asked else (QUESTIONS[modality], *strings(where, row, "text"))
-    problem = Problem("perception", modality, (media,), question, answer)
     clip = data.prepared(media, vision)
+    kept = Image(clip.frames[0]) if modality == "image" else media       # as small as the model sees it: a folder may hold a thousand photos
+    problem = Problem("perception", modality, (kept,), question, answer)
     document = tokenizer.render_document([clip, "\n", *data.question_parts(problem, think=False)])
     content = [*(clip if isinstance(clip, list) else [clip]), f" {question}"]
-    chat = tokenizer.render_chat([{"role": "user", "content": content}, {"role": "assistant", "content": f" {answer}"}], thinking=False)
-    return Example(where, [document, chat], problem)
+    reply = {"role": "assistant", "thinking": f" {answer}", "content": f" {answer}"}
+    chats = [tokenizer.render_chat([{"role": "user", "content": content}, turn], thinking="thinking" in turn)
+             for turn in (reply, {"role": "assistant", "content": f" {answer}"})]
+    return Example(where, [document, *chats], problem, zlib.crc32(name.encode()) % 10 == 0)
 
 
 def open_media(where: str, path: Path) -> Image | Clip:
     """A picture, or a clip where the file is an animation, a film or a folder."""
     try:
-        if path.is_dir() or path.suffix.lower() in ANIMATED:
+        if path.is_dir() or path.suffix.lower() in FILMS or is_animated(path):
             return Clip(*load_video(path))
         return Image(load_image(path))
     except MediaError as error:
@@ -182,9 +184,9 @@ def tune(args) -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     try:
-        source = newest_stage(run)
-        if source.name == "tuned":
-            raise ValueError(f"{source} is finished already: move it away to tune again")
+        source = newest_stage(run, tuned=False)
+        if (run / "tuned" / "model.safetensors").exists():
+            raise ValueError(f"{run / 'tuned'} is finished already: move it away to tune again")
         model = load(source)
         tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
         examples = read(args.data, tokenizer, model.config.vision)
@@ -201,6 +203,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
     theirs = theirs or examples
     say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
+    settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "steps": steps, "seed": args.seed, "source": source.name})
     say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
     learner = Learner(model.train(), tokenizer, muon(model, lr))
@@ -220,11 +223,22 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
                 say(f"stopped after step {step + 1}, saved in {folder}. The same command goes on from here.")
                 sys.exit(130)
     after = measure(model.eval(), tokenizer, held)
-    write_json(folder / "own.json", {"source": source.name, "steps": steps, "examples": len(examples), "before": before, "after": after})
+    write_json(folder / "own.json", json.loads((folder / "own.json").read_text()) | {"before": before, "after": after})
     save(model, folder)
     checkpoint.clear(folder)
     say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before))
     say(f'next: python sample.py "{QUESTIONS["image"]}" --image FILE --run {run}')
+
+
+def settle(folder: Path, settings: dict) -> None:
+    """Writes the settings at the first start; a later start goes on only with the same ones."""
+    path = folder / "own.json"
+    if not path.exists():
+        write_json(path, settings)
+    changed = [name for name, value in json.loads(path.read_text()).items() if settings.get(name) != value]
+    if changed:
+        plan.console.print(f"{folder} was started with another {changed[0]}: delete it, or give the same again.", markup=False)
+        sys.exit(2)
 
 
 def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> list[Rendered]:
@@ -239,13 +253,13 @@ def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> li
 def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) -> dict:
     """{"held out": share of right answers in chat, "name", "arithmetic": rows of the val exam}."""
     engine, own = Engine(model.eval(), tokenizer), [e.problem for e in held if e.problem]
-    rows = {"held out": answered(engine, own, thinking=False)} if own else {}
-    return rows | {row: answered(engine, exam.exam(row, "val", number), thinking=True) for row in KEPT}
+    rows = {"held out": answered(engine, own)} if own else {}
+    return rows | {row: answered(engine, exam.exam(row, "val", number)) for row in KEPT}
 
 
-def answered(engine: Engine, problems: list[Problem], thinking: bool) -> float:
-    """Share of right answers in chat; what came from a folder was taught without thinking."""
-    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems, thinking, max_new=120))]))
+def answered(engine: Engine, problems: list[Problem]) -> float:
+    """Share of right answers in chat, with thinking, as sample.py asks."""
+    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems, max_new=120))]))
 
 
 def main() -> None:
@@ -254,11 +268,15 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     args = parser.parse_args()
+    problems = []
     for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
         model = load(stage)
         tokenizer = Tokenizer.load(args.run / "tokenizer", model.config.vision.patch)
-        problems = [e.problem for e in plan.or_exit(read, args.data, tokenizer, model.config.vision) if e.problem]
-        plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems, thinking=False):.3f} of {len(problems)}", markup=False)
+        problems = problems or [e.problem for e in plan.or_exit(read, args.data, tokenizer, model.config.vision) if e.problem]
+        if not problems:
+            plan.console.print(f"{args.data} holds no picture and no clip to ask about.", markup=False)
+            sys.exit(2)
+        plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems):.3f} of {len(problems)}", markup=False)
 
 
 if __name__ == "__main__":

@@ -167,10 +167,11 @@ def from_config(config: dict, images: dict, frames: dict) -> ModelConfig:
         text["rope_theta"] = config["text_config"]["rope_parameters"]["rope_theta"]
         vision |= {"max_image_patches": images["max_patches"], "max_frame_patches": frames["max_patches"],
                    "max_side_patches": images["size"]["max_height"]}
+        media_pad = config["image_token_id"]
     except KeyError as error:
         raise ValueError(f"the configuration has no {error.args[0]}") from error
     cfg = ModelConfig(VisionConfig(**vision), LanguageConfig(**text))
-    differs = differences(kimi_k25_config(cfg, config["image_token_id"]), config)
+    differs = differences(kimi_k25_config(cfg, media_pad), config)
     if differs:
         raise ValueError(f"this model is built differently from ours: {'; '.join(differs[:5])}")
     return cfg

@@ -290,6 +290,27 @@ def test_what_does_not_fit_is_one_sentence(folder, tmp_path, where, value, sente
     assert not (tmp_path / "run").exists()
 
 
+def test_import_overwrites_nothing(folder, run, tmp_path):
+    hf.bring_back(folder, tmp_path / "run", "sft")
+    with pytest.raises(ValueError, match="exists already"):
+        hf.bring_back(folder, tmp_path / "run", "sft")
+    hf.bring_back(folder, tmp_path / "run", "rl")                      # the same tokenizer: another stage of the run
+    Tokenizer.train(data.corpus(300), 700, PATCH).save(tmp_path / "other" / "tokenizer")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        hf.bring_back(folder, tmp_path / "other", "sft")
+
+
+@pytest.mark.parametrize("vocab", [{"\u2581a": 0}, {"a": 0, "b": 7}, [["a", 0.1]]])
+def test_foreign_tokenizers_are_refused(folder, tmp_path, vocab):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"] = vocab
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="no byte-level BPE"):
+        hf.bring_back(tmp_path, tmp_path / "run", "sft")
+
+
 def test_commands(run, tmp_path):
     """As a user calls them; a missing file is one line and exit code 2."""
     call = lambda *args: subprocess.run([sys.executable, "-m", "nanokimi.hf", *map(str, args)], capture_output=True, text=True)

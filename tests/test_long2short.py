@@ -164,7 +164,7 @@ def shortened(base):
         patch.setattr(lengths, "ROWS", {"scene_text": "text", "count": "pictures"})
         patch.setattr(long2short, "LONGEST", 24), patch.setattr(lengths, "LONGEST", 24)
         patch.setattr(lengths, "report", lambda run: None)
-        patch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(base), "--problems", "6", "--minutes", "0.01", "--sft-steps", "2",
+        patch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(base), "--problems", "6", "--iterations", "2", "--sft-steps", "2",
                                     "--threads", "1"])
         rl.main()
     return base
@@ -184,10 +184,22 @@ def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypat
 
 def test_what_is_there_is_not_made_again(shortened, monkeypatch, capsys):
     written = {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
-    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--sft-steps", "2", "--threads", "1"])
     monkeypatch.setattr(lengths, "report", lambda run: None)
     rl.main()
     assert written == {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
+
+
+def test_other_settings_do_not_mix(shortened, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--seed", "5", "--sft-steps", "2", "--threads", "1"])
+    with pytest.raises(SystemExit) as stop:
+        rl.main()
+    assert stop.value.code == 2 and "was made with seed 0, not 5" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_pool_is_half_text():
+    pool = long2short.make_pool(48, 0)
+    assert sum(item.modality == "text" for item in pool) == 24 and all(item.ability != "code" for item in pool)
 
 
 def test_measurement(shortened, monkeypatch, tmp_path, capsys):

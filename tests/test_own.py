@@ -50,17 +50,43 @@ def full(folder):
 def test_everything_is_read(tmp_path, tokenizer):
     examples = {e.where: e for e in own.read(full(tmp_path), tokenizer, VISION)}
     picture = examples["metadata.jsonl, line 1"]
-    document, chat = (tokenizer.decode(form.ids) for form in picture.forms)
+    document, thinks, chat = (tokenizer.decode(form.ids) for form in picture.forms)
+    assert thinks.endswith("<think> a red square</think> a red square<|im_end|>")
     assert document.endswith("\nquestion: what is in the picture?\nanswer: a red square\n[EOS]") and "<|media_begin|>image" in document
     assert chat.endswith("<think></think> a red square<|im_end|>")
     learned = [tokenizer.decode([i for i, own_ in zip(form.ids, form.mask) if own_]) for form in picture.forms]
-    assert learned == [" a red square\n[EOS]", " a red square<|im_end|>"]
+    assert learned == [" a red square\n[EOS]", " a red square</think> a red square<|im_end|>", " a red square<|im_end|>"]
     assert "video<|media_content|>" in tokenizer.decode(examples["metadata.jsonl, line 2"].forms[0].ids)
     assert examples["metadata.jsonl, line 3"].problem.answer == "blue"
     assert tokenizer.decode(examples["deep/lines.jsonl, line 2"].forms[0].ids).endswith(" good day<|im_end|>")
     parts = [e for where, e in examples.items() if where.startswith("notes.txt")]
     assert len(parts) > 2 and all(len(e.forms[0].ids) <= 193 for e in parts)
     assert "".join(tokenizer.decode(e.forms[0].ids[:-1]) for e in parts).split() == (tmp_path / "notes.txt").read_text().split()
+
+
+def test_files_as_people_have_them(tmp_path, tokenizer):
+    """A byte order mark, U+2028 inside a string, a folder called like a file, capitals, a long line, an animated webp."""
+    (tmp_path / "notes.md").mkdir()
+    (tmp_path / "A.TXT").write_bytes(b"\xef\xbb\xbfhello")
+    put(tmp_path, "b.jsonl", json.dumps({"text": "one\u2028line"}, ensure_ascii=False) + "\n" + json.dumps({"text": "word " * 3000}))
+    frames = [Image.new("RGB", (16, 16), (40 * i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)
+    put(tmp_path, "metadata.jsonl", [{"file_name": "moves.webp", "text": "it moves"}])
+    examples = {e.where: e for e in own.read(tmp_path, tokenizer, VISION)}
+    assert tokenizer.decode(examples["A.TXT, part 1"].forms[0].ids) == "hello\n[EOS]"
+    assert examples["metadata.jsonl, line 1"].problem.modality == "video" and "b.jsonl, line 2, part 3" in examples
+
+
+def test_what_is_held_out_goes_by_the_file(tmp_path, tokenizer):
+    """Two questions about one picture are on one side, and text is never held out: nothing would be measured on it."""
+    rows = []
+    for i in range(40):
+        dot(tmp_path / f"{i}.png", "red")
+        rows += [{"file_name": f"{i}.png", "question": q, "answer": "x"} for q in ("a?", "b?")]
+    put(tmp_path, "metadata.jsonl", rows), put(tmp_path, "a.jsonl", [{"text": f"line {i}"} for i in range(40)])
+    examples = own.read(tmp_path, tokenizer, VISION)
+    shown = [e.held_out for e in examples if e.problem]
+    assert shown[::2] == shown[1::2] and 0 < sum(shown) < 20 and not any(e.held_out for e in examples if not e.problem)
 
 
 def test_special_text_stays_text(tmp_path, tokenizer):
@@ -86,7 +112,7 @@ CHAT = lambda *roles: {"messages": [{"role": role, "content": "x"} for role in r
     ("metadata.jsonl", [{"file_name": "metadata.jsonl", "text": "x"}], "cannot read"),
     ("metadata.jsonl", [{"file_name": "a.png"}], "text must be"), ("metadata.jsonl", [{"file_name": "a.png", "question": "x"}], "answer must be"),
     ("metadata.jsonl", [{"file_name": "a.png", "text": "word " * 2000}], "tokens, at most"),
-    ("a.jsonl", [{"text": "word " * 3000}], "line 1: .* tokens, at most"),
+    ("metadata.csv", "file_name,text", "read from metadata.jsonl"),
     ("a.png", None, "nothing to learn from"), ("a.txt", "   \n\n  ", "nothing to learn from"),
 ])
 def test_what_cannot_be_used_is_one_sentence(tmp_path, tokenizer, name, content, sentence):
@@ -165,6 +191,14 @@ def test_stopped_and_continued_equals_uninterrupted(monkeypatch, run, tmp_path):
     call(monkeypatch, run, folder, "--steps", "4")
     again = load(run / "tuned").state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_other_settings_do_not_continue(monkeypatch, run, tmp_path, capsys):
+    (run / "tuned").mkdir()
+    own.settle(run / "tuned", {"steps": 4})
+    with pytest.raises(SystemExit) as stop:
+        own.settle(run / "tuned", {"steps": 5})
+    assert stop.value.code == 2 and "another steps" in capsys.readouterr().out
 
 
 def test_nothing_is_written_for_a_bad_folder(monkeypatch, run, tmp_path, capsys):
