@@ -15,7 +15,7 @@ import json
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
-from .rollout import content_of
+from .rollout import content_of, question_content
 from .tokenizer import Learn, Rendered, Tokenizer
 from .world import exam
 from .world.types import Clip, Image, Problem
@@ -245,9 +245,19 @@ def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> li
     """One step's documents."""
     own = [theirs[i] for i in rng.integers(len(theirs), size=int(DOCUMENTS * SHARE))]
     out = [example.forms[rng.integers(len(example.forms))] for example in own]
-    half = (DOCUMENTS - len(out)) // 2
-    out += [data.pretrain_document(rng, tokenizer, vision, KNOWN, kind)[1] for kind in data.draw_kinds(rng, data.PRETRAIN, half)]
+    known = DOCUMENTS - len(out)
+    out += [picture_chat(tokenizer, vision, rng) for _ in range(known // 2)]         # without these, every picture became one of theirs
+    out += [data.pretrain_document(rng, tokenizer, vision, KNOWN, kind)[1] for kind in data.draw_kinds(rng, data.PRETRAIN, known // 4)]
     return out + [data.sft_document(rng, tokenizer, vision, 2 * KNOWN)[1] for _ in range(DOCUMENTS - len(out))]
+
+
+def picture_chat(tokenizer: Tokenizer, vision, rng) -> Rendered:
+    """A chat about a picture of the world (train split), with its reasoning as the thought."""
+    problems = data.make_problems(str(rng.choice(["naming", "naming", "scene", "counting", "ocr"])), rng)
+    problem = problems[rng.integers(len(problems))]
+    messages, thinking = data.chat_messages(replace(problem, context=()), rng)
+    messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
+    return tokenizer.render_chat(messages, thinking=thinking)
 
 
 def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) -> dict:
@@ -259,7 +269,7 @@ def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) 
 
 def answered(engine: Engine, problems: list[Problem]) -> float:
     """Share of right answers in chat, with thinking, as sample.py asks."""
-    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems, max_new=120))]))
+    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems))]))
 
 
 def main() -> None:

@@ -170,6 +170,14 @@ def test_it_learns_and_says_what_it_gained(monkeypatch, run, tmp_path, capsys):
     assert "finished already" in " ".join(capsys.readouterr().out.split())
 
 
+def test_rehearsal_has_chats_about_known_pictures(tokenizer):
+    rng = own.np.random.default_rng(0)
+    chats = [own.picture_chat(tokenizer, VISION, rng) for _ in range(20)]
+    assert all(chat.clips and any(chat.mask) and chat.ids[-1] == tokenizer.im_end for chat in chats)
+    example = own.Example("x", [chats[0]])
+    assert len(own.documents_of([example], tokenizer, VISION, rng)) == own.DOCUMENTS
+
+
 def test_stopped_and_continued_equals_uninterrupted(monkeypatch, run, tmp_path):
     monkeypatch.setattr(own, "KEPT", ())
     folder = two_colours(tmp_path / "colours")
