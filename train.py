@@ -94,7 +94,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     steps = preset.sft_steps if stage == "sft" else settings["steps"] or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
     documents, length = (preset.documents, preset.length) if stage == "pretrain" else (preset.sft_documents, preset.sft_length)
     batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, length, steps, state["step"],
-                           fabric.global_rank, fabric.world_size)
+                           rank=fabric.global_rank, world=fabric.world_size)
     model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
     model.mark_forward_method("loss")
     fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)

@@ -285,9 +285,9 @@ class Batches(Dataset):
     length: int                     # of a row, tokens
     steps: int                      # of the whole stage
     first: int = 0                  # where to go on
-    style: str | None = None        # of thinking in chats: long, brief, or a mixture
     rank: int = 0
     world: int = 1
+    style: str | None = None        # of thinking in chats: long, brief, or a mixture
 
     def __len__(self):
         return self.steps - self.first

@@ -163,3 +163,11 @@ def test_thinking_is_short_and_long_and_corrects_itself():
     assert 0.1 < np.mean([t is None for t in thoughts]) < 0.35
     given = [t for t in thoughts if t]
     assert any("wait" in t for t in given) and any("plan" in t and "check" in t for t in given) and any("plan" not in t for t in given)
+
+
+def test_every_shard_of_a_step_is_made_once(tokenizer):
+    """By one process or by two: together they hold the step's documents."""
+    make = lambda rank, world: data.Batches("sft", tokenizer, VISION, 0, 8, 384, 2, rank=rank, world=world)[0]
+    (whole, counts), parts = make(0, 1), [make(rank, 2) for rank in (0, 1)]
+    assert len(whole) == data.SHARDS and sum(len(batches) for batches, _ in parts) == data.SHARDS
+    assert counts["documents"] == 8 == sum(count["documents"] for _, count in parts)
