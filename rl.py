@@ -19,6 +19,7 @@ import torch
 
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine
+from nanokimi.errors import command, fail, number, reading
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import shortest_correct
 from nanokimi.model import load, save
@@ -37,33 +38,38 @@ def arguments():
     add("--start", default="sft", help="stage of the run to begin from")
     add("--name", default="rl", help="folder inside the run")
     add("--objective", choices=OBJECTIVES, default="k25")
-    add("--minutes", type=float, default=20, help="wall clock, shortest rejection sampling included")
-    add("--iterations", type=int, help="of rollout and update, instead of --minutes")
-    add("--problems", type=int, default=64, help="an iteration")
-    add("--k", type=int, default=8, help="responses to a problem")
-    add("--visual", type=float, default=0.6, help="share of problems on pictures and clips")
-    add("--pool", type=int, default=2000, help="problems to draw from")
+    add("--minutes", type=number(float, 0.01), default=20, help="wall clock, shortest rejection sampling included")
+    add("--iterations", type=number(int, 1), help="of rollout and update, instead of --minutes")
+    add("--problems", type=number(int, 1), default=64, help="an iteration")
+    add("--k", type=number(int, 1), default=8, help="responses to a problem")
+    add("--visual", type=number(float, 0, 1), default=0.6, help="share of problems on pictures and clips")
+    add("--pool", type=number(int, 1), default=2000, help="problems to draw from")
     add("--curate", action="store_true", help="measure difficulty first, drop what is always solved or guessed (k1.5 2.1)")
-    add("--curriculum", type=float, default=0.0, help="share of the time during which harder problems are let in step by step")
+    add("--curriculum", type=number(float, 0, 1), default=0.0, help="share of the time during which harder problems are let in step by step (implies --curate)")
     add("--uniform", action="store_true", help="draw problems uniformly instead of by 1 - success")
-    add("--inner", type=int, default=1, help="passes over the responses of an iteration (k1.5 takes several)")
-    add("--step-problems", type=int, default=64, help="problems an optimizer step")
+    add("--inner", type=number(int, 1), default=1, help="passes over the responses of an iteration (k1.5 takes several)")
+    add("--step-problems", type=number(int, 1), default=64, help="problems an optimizer step")
     add("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: MuonClip as K2.5; adamw: smaller steps where gradients are noise")
-    add("--lr", type=float, default=2e-4, help="ours; a constant 3e-4 forgot names and sums within 65 iterations")
-    add("--decay", type=float, default=0.9, help="share of the learning rate that is gone at the end, linearly")
+    add("--lr", type=number(float, 0), default=2e-4, help="ours; a constant 3e-4 forgot names and sums within 65 iterations")
+    add("--decay", type=number(float, 0, 1), default=0.9, help="share of the learning rate that is gone at the end, linearly")
     add("--flywheel", action="store_true", help="half of the time RL, then its successes teach the start, then RL from there")
-    add("--replay", type=float, default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
-    add("--segment", type=int, help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
-    add("--length-penalty", type=float, default=0.0, help="weight of k1.5's length reward")
-    add("--length-warmup", type=int, default=50, help="iterations without it")
-    add("--temperature", type=float, default=1.0)
-    add("--max-new", type=int, default=120, help="tokens a turn")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=plan.cores())
-    add("--save-every", type=float, default=60, help="seconds between checkpoints")
-    return parser.parse_args()
+    add("--replay", type=number(float, 0), default=0.0, help="weight of the cold start's text documents in every step, against forgetting (PTX)")
+    add("--segment", type=number(int, 1), help="partial rollouts: tokens a response may grow in an iteration (default: no limit)")
+    add("--stale", type=number(int, 0), default=0, help="learn from the responses of this many iterations ago (to compare objectives)")
+    add("--rollout", choices=["fp32", "bf16"], default="fp32", help="precision of rollouts: fp32 shares the learner's weights, bf16 copies them")
+    add("--length-penalty", type=number(float, 0), default=0.0, help="weight of k1.5's length reward")
+    add("--length-warmup", type=number(int, 0), default=50, help="iterations without it")
+    add("--temperature", type=number(float, 0.01), default=1.0)
+    add("--max-new", type=number(int, 1), default=120, help="tokens a turn")
+    add("--seed", type=number(int, 0), default=0)
+    add("--threads", type=number(int, 1), default=plan.cores())
+    add("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
+    args = parser.parse_args()
+    args.curate = args.curate or args.curriculum > 0                     # what is hard has to be measured first
+    return args
 
 
+@command
 def main():
     """One training a folder."""
     if sys.argv[1:2] == ["long2short"]:
@@ -86,14 +92,8 @@ def shorter(args):
     if not (run / (args.base or "sft") / "model.safetensors").exists():
         fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"):
-        plan.or_exit(long2short.run_methods, run, args)
+        long2short.run_methods(run, args)
         lengths.report(run)
-
-
-def fail(sentence):
-    """What a user can mend: one sentence, exit code 2."""
-    plan.console.print(sentence)
-    sys.exit(2)
 
 
 def newest_run():
@@ -110,7 +110,7 @@ def settle(folder, args):
     if not path.exists():
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads})
-    kept = json.loads(path.read_text())
+    kept = checkpoint.read_json(path)
     changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
     if changed:
         fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
@@ -118,7 +118,7 @@ def settle(folder, args):
 
 def flywheel(args, run):
     """RL for half of the minutes, supervised learning of the starting stage on what RL solved (RFT), then RL from there: successful
-    trajectories are recycled for later joint RL (K2.5 4.2)."""
+    trajectories are recycled for later joint RL (K2.5 2.3)."""
     half = args.iterations and max(1, args.iterations // 2)
     name, rft = f"{args.name}-first", f"{args.name}-rft"
     first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "name": name})
@@ -174,11 +174,15 @@ def reinforce(args, run, then_shorten=True):
 def improve(args, folder, engine):
     """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
     learner = make_learner(args, engine)
-    state = plan.or_exit(checkpoint.resume, folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
-    pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else first_pool(args, engine)
-    unfinished = [rollout.thaw(engine, group, pool) for group in state["unfinished"]]
+    state = checkpoint.resume(folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
+    with reading(folder, "delete its step-* to begin again, or give another --name"):
+        pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else None
+        thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
+        unfinished = thawed(state["unfinished"])
+        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state.get("waiting", [])]
+    pool = pool or first_pool(args, engine)
     with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
-        iterate(args, folder, engine, learner, pool, unfinished, state, stop, panel)
+        iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel)
     return pool
 
 
@@ -202,21 +206,25 @@ def first_pool(args, engine):
     return pool
 
 
-def iterate(args, folder, engine, learner, pool, unfinished, state, stop, panel):
+def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel):
     """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
+    sampler = engine if args.rollout == "fp32" else Engine.lowered(engine.model, engine.tokenizer, engine.device)
     started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
     seconds = 60 * args.minutes * (1 - SHORT_SHARE)
     while not stop.asked and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
         iteration, clock = state["step"], [time.perf_counter()]
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
-        engine.version = iteration
+        sampler.receive(engine.model)                                         # the hand-over from training to rollout
+        handover, sampler.version = time.perf_counter() - clock[0], iteration
         for group in learner.optimizer.param_groups:                          # a Muon step is never shorter than its rate: it must shrink to settle
             group["lr"] = args.lr * (1 - args.decay * progress)
         rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
         items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)
         fresh = [rollout.start(engine, item, args.k, args.max_new, (args.seed, iteration, n)) for n, item in enumerate(items)]
-        groups, unfinished = rollout.carry_on(engine, unfinished + fresh, args.temperature, args.segment)
+        groups, unfinished = rollout.carry_on(sampler, unfinished + fresh, args.temperature, args.segment)
+        waiting.append(groups)
+        groups = waiting.pop(0) if len(waiting) > args.stale else []
         clock.append(time.perf_counter())
         rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
         stats = learner.update(groups, rewards, iteration)
@@ -225,13 +233,14 @@ def iterate(args, folder, engine, learner, pool, unfinished, state, stop, panel)
         for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
         state["step"], state["seconds"] = iteration + 1, time.perf_counter() - started
-        row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2)}
+        row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2), "handover_s": handover}
         panel.row(row)
         hopeless(row, panel)
-        if iteration % 10 == 0:
+        if groups and iteration % 10 == 0:
             pages.write(folder / "trajectories.html", groups, engine.tokenizer, iteration + 1)
         if stop.asked or time.perf_counter() - last_save > args.save_every:
-            state |= {"pool": [asdict(item) for item in pool], "unfinished": [rollout.freeze(group) for group in unfinished]}
+            state |= {"pool": [asdict(item) for item in pool], "unfinished": [rollout.freeze(group) for group in unfinished],
+                      "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
             checkpoint.save(folder, iteration + 1, engine.model, learner.optimizer, state)
             last_save = time.perf_counter()
     if stop.asked:
@@ -252,7 +261,7 @@ def with_length(group, weight):
     """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
     if weight == 0:
         return group.rewards
-    lengths = length_reward([sum(response.sampled) for response in group.responses], [reward >= 1.0 for reward in group.rewards])
+    lengths = length_reward([sum(response.sampled) for response in group.responses], group.right())
     return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
 
 

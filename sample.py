@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from nanokimi.checkpoint import newest_stage
+from nanokimi.checkpoint import RELEASED, newest_stage
 from nanokimi.engine import Engine
-from nanokimi.media import MediaError, load_image, load_video
+from nanokimi.errors import BadInput, first_words, number, sentence
+from nanokimi.media import load_image, load_video
 from nanokimi.model import load
 from nanokimi.sandbox import Sandbox
 from nanokimi.tokenizer import SPECIALS, Tokenizer
@@ -24,48 +25,46 @@ COMMANDS = "/image FILE, /video FILE, /new, /quit"
 MAX_TURNS = 4
 
 
-class UsageError(Exception):
-    """Something the user can put right; printed as one line, exit code 2."""
-
-
 def parse_arguments(arguments=None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
-    parser.add_argument("--run", default="runs/nano", metavar="DIR", help="what train.py wrote (default: runs/nano)")
-    parser.add_argument("--stage", help="pretrain, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
+    parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, before that exists the checkpoints of results/)")
+    parser.add_argument("--stage", help="pretrain, longctx, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest token")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new", type=int, default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 = always the likeliest token")
+    parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--max-new", type=number(int, 1), default=256, metavar="N", help="tokens of an answer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true", help="no colours, no first line")
-    options = parser.parse_args(arguments)
-    if options.temperature < 0 or options.max_new < 1 or options.seed < 0:
-        parser.error("--temperature and --seed cannot be negative, --max-new must be at least 1")
-    return options
+    return parser.parse_args(arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the model
+
+def chosen_run(asked: str | None) -> Path:
+    """The run that was asked for; else runs/nano; else the released checkpoints."""
+    return Path(asked or ("runs/nano" if Path("runs/nano").is_dir() else RELEASED))
+
 
 def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:
     """(engine, a line about the model)."""
     stage = run / stage if stage else newest_stage(run)
     if not (stage / "model.safetensors").is_file():
-        raise UsageError(f"no trained model in {stage}")
+        raise BadInput(f"no trained model in {stage}: python train.py first, or name another --run or --stage")
     torch.set_num_threads(1)                                                    # one row: the operations are too small to share
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no device {device}: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"no device {device}: {first_words(error)}") from error
     model = load(stage, device)
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return Engine(model, tokenizer, device), f"nanokimi, {size:.1f} million parameters, stage {stage.name}. {KNOWS}"
+    return Engine(model, tokenizer, device), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the terminal
@@ -191,7 +190,7 @@ def command(chat: Chat, line: str) -> Chat | None:
         return Chat(chat.engine, chat.options, chat.write)
     if name == "/quit":
         return None
-    raise UsageError(f"unknown command {name}; there are {COMMANDS}")
+    raise BadInput(f"unknown command {name}; there are {COMMANDS}")
 
 
 def interactive(chat: Chat) -> None:
@@ -204,8 +203,8 @@ def interactive(chat: Chat) -> None:
                 chat = command(chat, line)
             elif line:
                 chat.ask(line)
-        except (UsageError, MediaError, ValueError) as error:
-            chat.write(f"{error}\n")
+        except (BadInput, OSError) as error:
+            chat.write(f"{sentence(error)}\n")
         except KeyboardInterrupt:                                               # stops the answer
             chat.write("\n")
         except EOFError:
@@ -216,7 +215,7 @@ def main(arguments=None) -> int:
     """Exit code: 0, or 2 for what the user can put right."""
     options = parse_arguments(arguments)
     try:
-        engine, about = open_engine(Path(options.run), options.device, options.stage)
+        engine, about = open_engine(chosen_run(options.run), options.device, options.stage)
         write = writer(options.plain)
         if not options.plain:
             write(about + "\n", True)
@@ -225,9 +224,11 @@ def main(arguments=None) -> int:
             chat.add_image(path)
         for path in options.video:
             chat.add_video(path)
+        if options.prompt is not None and not options.prompt.strip():
+            raise BadInput("the question is empty: write one, or leave it out to chat")
         chat.ask(options.prompt) if options.prompt else interactive(chat)
-    except (UsageError, MediaError, ValueError, FileNotFoundError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
+    except (BadInput, OSError) as error:
+        print(f"sample.py: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,6 +2,7 @@
 
     python train.py                          the nano preset: 20 minutes on 2 CPU cores
     python train.py --preset micro           one minute, to see that everything works
+    python train.py --stage longctx          then, if wanted: a context four times as long, before the cold start
     python train.py --data DIR               then: your own text, chats, captioned pictures and clips
 
 Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same.
@@ -10,13 +11,15 @@ Left out on purpose: memory-mapped data (the world is generated), several machin
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nanokimi import checkpoint, data, evaluate, own, plan
-from nanokimi.config import PRESETS
-from nanokimi.model import NanoKimi, choose_kernel, load, save
+from nanokimi.config import LONGER, PRESETS
+from nanokimi.errors import BadInput, command, number
+from nanokimi.model import NanoKimi, choose_kernel, load, save, with_language
 from nanokimi.muon import MuonClip, qk_clip, wsd
 from nanokimi.tokenizer import Tokenizer
 
@@ -25,23 +28,33 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description="Train nanokimi: tokenizer, joint pre-training, zero-vision cold start.")
     parser.add_argument("--preset", choices=PRESETS, default="nano")
-    parser.add_argument("--minutes", type=float, help="wall clock for everything; the schedules scale with it (default: the preset's)")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order; the exam never depends on it")
+    parser.add_argument("--minutes", type=number(float, 0.01), help="wall clock for everything; the schedules scale with it (default: the preset's)")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of initialisation and data order; the exam never depends on it")
     parser.add_argument("--run", type=Path, help="where the run lives (default: runs/PRESET)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="train a finished run on your own files (nanokimi/own.py says which) and stop")
-    parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "sft"], default="all", help="do this stage and stop")
-    parser.add_argument("--steps", type=int, help="pre-training steps, instead of --minutes; with --data: steps (200)")
-    parser.add_argument("--threads", type=int, default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
-    parser.add_argument("--devices", type=int, help="processes (default: 2 on a CPU with two cores or more, else 1)")
+    parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "longctx", "sft"], default="all",
+                        help="do this stage and stop (all: every one but longctx)")
+    parser.add_argument("--steps", type=number(int, 1), help="pre-training steps, instead of --minutes; with --data: steps (200)")
+    parser.add_argument("--documents", type=number(int, 2), help="a pre-training step, an even number (default: the preset's); fewer need less memory")
+    parser.add_argument("--threads", type=number(int, 1), default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
+    parser.add_argument("--devices", type=number(int, 1), help="processes (default: 2 on a CPU with two cores or more, else 1)")
     parser.add_argument("--precision", choices=["auto", "bf16-mixed", "32-true"], default="auto", help="auto: whichever is faster here")
-    parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers (on a CPU: needs g++)")
+    parser.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline; WANDB_MODE=online to send)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.documents is not None and args.documents % data.SHARDS:
+        parser.error(f"--documents {args.documents}: a step has {data.SHARDS} shards, so give a multiple of {data.SHARDS}")
+    return args
 
 
+@command
 def main():
     """One training a folder."""
     args = arguments()
+    if args.preset == "k2.5":
+        raise BadInput("k2.5 is the released size, a trillion parameters: it exists on the meta device only, without contents. "
+                       "python -m nanokimi.memory --preset k2.5 shows what it would need.")
     if args.data:
         return own.tune(args)
     run = args.run or Path("runs") / args.preset
@@ -53,14 +66,15 @@ def train(args, run):
     """All stages, each skipped where it is done already."""
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
+    preset = replace(preset, documents=settings["documents"] or preset.documents)
     fabric = plan.make_fabric(settings)
     fabric.launch()                                                      # on a CPU: two processes of one thread (plan.default_devices)
-    with plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
+    with plan.together(fabric), plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
         tokenizer = make_tokenizer(run, preset, fabric, log)
-        for stage in ("pretrain", "sft"):
-            if args.stage in ("all", stage) and not (run / stage / "model.safetensors").exists():
+        for stage in ("pretrain", "sft") if args.stage == "all" else (args.stage,):
+            if stage != "tokenizer" and not (run / stage / "model.safetensors").exists():
                 train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, args.save_every)
     if args.stage == "all" and fabric.is_global_zero:
         torch.set_num_threads(settings["threads"])
@@ -81,20 +95,26 @@ def make_tokenizer(run, preset, fabric, log):
 def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save_every):
     """Build model, optimizer and data of a stage, continue from its checkpoint if there is one, fit, save the weights."""
     torch.set_flush_denormal(True)
-    if stage == "sft" and not (run / "pretrain" / "model.safetensors").exists():
-        log.say(f"the cold start begins from a pre-trained model, and {run} has none yet: run --stage pretrain (or everything) first")
-        sys.exit(2)
+    base = plan.base(run, stage)
     torch.manual_seed(settings["seed"])
-    model = NanoKimi(preset.model, tokenizer.media_pad) if stage == "pretrain" else load(run / "pretrain")
+    model = load(base) if base else NanoKimi(preset.model, tokenizer.media_pad)
+    if stage == "longctx":                                               # YaRN: the same weights, other angles
+        context = LONGER * preset.length                                 # of what was trained; the old limit of `context` never was
+        model = with_language(model, rope_factor=float(LONGER), rope_original=preset.length, context=context)
+    model.expect(tokenizer)
     choose_kernel(model, fabric.device)
     if stage == "sft":
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
-    optimizer = MuonClip(model.named_parameters(), lr=preset.lr if stage == "pretrain" else preset.sft_lr, weight_decay=preset.weight_decay)
-    state = plan.or_exit(checkpoint.resume, run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
-    steps = preset.sft_steps if stage == "sft" else settings["steps"] or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
-    documents, length = (preset.documents, preset.length) if stage == "pretrain" else (preset.sft_documents, preset.sft_length)
+    lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
+                                    "longctx": (preset.longctx_lr, preset.longctx_steps, preset.documents, LONGER * preset.length),
+                                    "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]
+    optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay)
+    state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
+    steps = steps or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
     batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, length, steps, state["step"],
                            rank=fabric.global_rank, world=fabric.world_size)
+    if settings["compile"]:
+        plan.compile_layers(model)
     model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
     model.mark_forward_method("loss")
     fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)
@@ -117,8 +137,8 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
         loss = backward(fabric, model, shards, counts)
         grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
         if not torch.isfinite(grad_norm):
-            sys.exit(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
-                     "try --precision 32-true with another --run.")
+            raise BadInput(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
+                           "try --precision 32-true with another --run.")
         optimizer.step()
         plan.share_statistics(fabric, core)                              # max logits and expert loads, over processes
         clip = qk_clip(core, preset.qk_clip)                             # K2 Alg. 1, after the update

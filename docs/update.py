@@ -1,4 +1,4 @@
-"""Refresh what README.md shows from results/*.json: the results table between its markers, and the picture of the stack.
+"""Refresh what README.md shows from results/*.json: the tables between its markers, the same in README.zh.md, and the picture of the stack.
 
     python docs/update.py                 tables and the stack
     python docs/update.py runs/s0         also the figures of that run
@@ -58,8 +58,15 @@ def met(row):
 def fill(text, name, content):
     """Replace what stands between the markers of `name`."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
-    assert pattern.search(text), f"README.md has no markers for {name}"
+    assert pattern.search(text), f"README has no markers for {name}"
     return pattern.sub(lambda m: m[1] + content + m[2], text)
+
+
+def copy_generated(source, text):
+    """What stands between the markers of `source`, word for word into `text`: the translation shows the same tables."""
+    for name, content in re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- /\1 -->", source, re.S):
+        text = fill(text, name, content)
+    return text
 
 
 def main():
@@ -69,7 +76,10 @@ def main():
     text = fill(readme.read_text(), "results", results_table(results))
     text = fill(text, "rl", results_table(ROOT / "results" / "rl.json"))
     text = fill(text, "l2s", results_table(ROOT / "results" / "long2short.json"))
-    readme.write_text(fill(text, "bands", bands_table(results)))
+    text = fill(text, "bands", bands_table(results))
+    readme.write_text(text)
+    chinese = ROOT / "README.zh.md"
+    chinese.write_text(copy_generated(text, chinese.read_text()))
     stack_picture(ROOT / "docs" / "stack.png")
     if (ROOT / "results" / "long2short.png").exists():
         shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")

@@ -4,12 +4,17 @@ Rows of results/bench.json. Each pair takes turns, and the median of the ratios 
 """
 import argparse
 import copy
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import data, plan, released
 from .checkpoint import write_json
@@ -17,13 +22,21 @@ from .config import PRESETS
 from .engine import Conversation, Engine
 from .model import NanoKimi, choose_kernel
 from .muon import MuonClip, qk_clip
+from .policy import mismatch
 from .sandbox import Sandbox
 from .tokenizer import Tokenizer
 from .vision import patchify, prepare_image
 
 TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15",
-           "train_vs_transformers": ">=1.5", "data_share": "<=0.05"}
+           "train_vs_transformers": ">=1.5", "data_share": "<=0.05", "nano_peak_gb": "<2"}
 ROUNDS = 5
+# what an operator of the profile is about; the first match counts
+OPERATORS = {"matrix products": "mm bmm baddbmm addmm addmv dot", "casts, copies, layout": "copy_ _to_copy clone contiguous cat empty as_strided view reshape "
+             "transpose t slice split expand permute select unbind stack narrow resize_ zero_ fill_ zeros ones detach empty_strided pad constant_pad_nd",
+             "softmax, activations": "softmax log_softmax silu gelu sigmoid swiglu exp exp_ logsumexp",
+             "norms": "layer_norm native_layer_norm linalg_vector_norm normalise norm", "gathering, sorting": "index_select index index_copy_ "
+             "index_add_ index_put_ gather scatter_ sort topk bincount embedding embedding_dense nonzero masked_fill_ masked_select where",
+             "position tables": "upsample_bicubic2d"}
 
 
 def seconds(function):
@@ -115,6 +128,80 @@ def bookkeeping(engine, batch=128, new=64):
     return {"rollout_overhead": rows}
 
 
+def long_tailed(engine, rng, number, k, most=480):
+    """Groups of k conversations that end where a log-normal draw says (median 32, sigma 1): random weights do not end by themselves."""
+    lengths = np.clip(rng.lognormal(np.log(32), 1.0, (number, k)), 2, most).astype(int)
+    keys = rng.integers(2 ** 30, size=number)
+    return [[Conversation(prompt, (int(key), j), int(length)) for j, length in enumerate(row)]
+            for prompt, key, row in zip(picture_prompts(engine, number), keys, lengths)]
+
+
+def steady(engine, segment, seed, problems=16, k=8, warm=5, measured=8):
+    """Iterations as rl.py's, rollouts only: a group leaves when all of its responses are over, and new ones fill up to `problems` groups.
+    -> seconds a finished response, longest iteration (s), prefilled tokens a finished response, and the share of places that stayed empty
+    in a batch of problems x k rows that steps until its last row is done."""
+    rng, waiting, spent, finished, seen = np.random.default_rng(seed), [], [], 0, {"prefill": 0, "steps": 0, "rows": 0}
+    forward = engine.model.language.forward
+
+    def counted(x, positions, *rest):
+        decoding = x.shape[1] == 1
+        seen["prefill"] += 0 if decoding else int((rest[0] > 0).sum())
+        seen["steps"], seen["rows"] = seen["steps"] + decoding, seen["rows"] + decoding * len(x)
+        return forward(x, positions, *rest)
+    engine.model.language.forward = counted
+    try:
+        for iteration in range(warm + measured):
+            if iteration == warm:
+                spent, finished, seen = [], 0, dict.fromkeys(seen, 0)
+            groups = waiting + long_tailed(engine, rng, problems - len(waiting), k)
+            spent.append(seconds(lambda: engine.advance([talk for group in groups for talk in group], 1.0, segment)))
+            waiting = [group for group in groups if not all(talk.over for talk in group)]
+            finished += k * (len(groups) - len(waiting))
+    finally:
+        del engine.model.language.forward
+    return sum(spent) / finished, max(spent), seen["prefill"] / finished, 1 - seen["rows"] / (seen["steps"] * problems * k)
+
+
+def partial_rollouts(engine, segment=64):
+    """partial_*: --segment over whole responses on long-tailed lengths, each as a ratio; *_idle: the share of empty places in either."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                                             # one batch at a time, so that steps can be counted
+    try:
+        pairs = [(steady(engine, segment, seed), steady(engine, None, seed)) for seed in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    names = ("partial_seconds", "partial_longest", "partial_prefill")
+    return {name: [part[i] / whole[i] for part, whole in pairs] for i, name in enumerate(names)} | {
+        "partial_idle": [part[3] for part, _ in pairs], "whole_idle": [whole[3] for _, whole in pairs]}
+
+
+def lower_precision(engine, batch=128, new=64):
+    """rollout_bf16: tokens a second of a bf16 copy over those of fp32; handover_ms: bringing the copy up to date; mismatch*: what fp32
+    makes of the copy's tokens (policy.mismatch)."""
+    lower, prompts, rows = Engine.lowered(engine.model, engine.tokenizer), picture_prompts(engine, batch // 8), {}
+    lower.generate(prompts, 4, 1.0, k=8)
+    for seed in range(ROUNDS):
+        groups = []
+        handover = 1000 * seconds(lambda: lower.receive(engine.model))
+        low, full = (seconds(lambda e=e: groups.extend(e.generate(prompts, new, 1.0, seed, k=8))) for e in (lower, engine))
+        row = {"rollout_bf16": full / low, "handover_ms": handover} | mismatch(recomputed(engine, prompts, groups[:len(prompts)]))
+        rows = {name: [*rows.get(name, []), value] for name, value in row.items()}
+    return rows
+
+
+@torch.no_grad()
+def recomputed(engine, prompts, groups):
+    """Log-probabilities of these responses by the engine's model, minus those recorded: (N,)."""
+    out = []
+    for prompt, group in zip(prompts, groups):
+        documents = [response.trajectory(prompt) for response in group]
+        length = max(len(doc.ids) for doc in documents)
+        batch = data.to_batch([[doc] for doc in documents], length, engine.tokenizer.pad, engine.tokenizer.patch)
+        old = torch.tensor([p for response in group for p in response.logprobs])
+        out.append(engine.model.target_logprobs(batch)[0] - old)
+    return torch.cat(out)
+
+
 def training_step(model, tokenizer, preset):
     """optimizer_share: MuonClip with QK-Clip over a whole pre-training step of one process, in the precision that train.py would choose."""
     trained = NanoKimi(model.config, tokenizer.media_pad).train()
@@ -200,6 +287,102 @@ def data_cost(model, tokenizer, preset):
     return {"data_share": rows[2:]}
 
 
+def one_process(model, tokenizer, preset):
+    """(a step function of one of train.py's two processes, a list of its batches): half of a step on one thread, as it really runs."""
+    trained, half = copy.deepcopy(model).train(), plan.faster_precision() == "bf16-mixed"
+    choose_kernel(trained, "cpu")
+    optimizer = MuonClip(trained.named_parameters(), lr=1e-4)
+    batches = data.Batches("pretrain", tokenizer, model.config.vision, 0, preset.documents, preset.length, 100, 60, rank=0, world=2)
+
+    def step(batch):
+        with record_function("forward"), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss, _ = trained.loss(batch)
+        with record_function("backward"):
+            loss.backward()
+        with record_function("MuonClip, QK-Clip, balancing"):
+            optimizer.step(), qk_clip(trained, 30.0), trained.language.update_bias(0.0), optimizer.zero_grad()
+    return step, trained, [batches[i][0][0] for i in range(2 * ROUNDS)]
+
+
+def useful_flops(model, tokenizer, preset):
+    """useful_flops_share: arithmetic of the model's matrix products, forward and backward, a second of a whole step on one thread, over the
+    best that this thread reaches in a large product of the same dtype. Also the profile: shares of the step by part and by operator."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    step, trained, batches = one_process(model, tokenizer, preset)
+    half = plan.faster_precision() == "bf16-mixed"
+    for batch in batches[:ROUNDS]:
+        step(batch)
+    peak, spent = matmul_peak(torch.bfloat16 if half else torch.float32), [seconds(lambda batch=batch: step(batch)) for batch in batches[ROUNDS:]]
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as prof:
+        for batch in batches[ROUNDS:]:
+            step(batch)
+    for layer in trained.language.layers[trained.config.language.dense_layers:]:
+        layer.moe.kernel = "loop"                                        # the counter sees its products
+    flops = []
+    for batch in batches[ROUNDS:]:
+        with FlopCounterMode(display=False) as counter:
+            trained.loss(batch)[0].backward()
+        flops.append(counter.get_total_flops())
+    torch.set_num_threads(threads)
+    return {"useful_flops_share": [f / s / peak for f, s in zip(flops, spent)], "step_gflop": [f / 1e9 for f in flops],
+            "matmul_peak_gflops": [peak / 1e9], "half_step_ms": [1000 * s for s in spent]}, profile_shares(prof)
+
+
+def matmul_peak(dtype, side=1024):
+    """Operations a second of a large matrix product on the threads in use: the best of some."""
+    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    return 2 * side ** 3 / min(seconds(lambda: a @ b) for _ in range(20))
+
+
+def profile_shares(prof):
+    """{"parts": {part: share}, "operators": {kind: share}, "named": {operator: share of those with 1 % or more}} of a profiled step."""
+    events = prof.key_averages()
+    parts = {e.key: e.cpu_time_total for e in events if e.key in ("forward", "backward", "MuonClip, QK-Clip, balancing")}
+    own = {e.key: e.self_cpu_time_total for e in events}
+    total, kinds = sum(own.values()), {}
+    for key, value in own.items():
+        name = key.removeprefix("aten::").removeprefix("_").lower().removesuffix("_backward").removesuffix("_backward_data")
+        kind = next((kind for kind, names in OPERATORS.items() if name in names.split()), "other element-wise work, Python")
+        kinds[kind] = kinds.get(kind, 0.0) + value / total
+    named = {key: value / total for key, value in own.items() if value > 0.01 * total}
+    shares = {part: value / sum(parts.values()) for part, value in parts.items()}
+    return {name: dict(sorted(table.items(), key=lambda item: -item[1])) for name, table in
+            (("parts", shares), ("operators", kinds), ("named", named))}
+
+
+def peak_memory():
+    """nano_peak_gb: the most memory that one process of `python train.py --steps 60` holds, libraries included."""
+    with tempfile.TemporaryDirectory() as run:
+        subprocess.run([sys.executable, "train.py", "--run", run, "--steps", "60", "--stage", "pretrain", "--devices", "1"], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
+    return {"nano_peak_gb": [resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20]}      # Linux counts KiB
+
+
+def write_profile(path, shares, values):
+    """docs/PROFILE.md: where the time of a training step goes."""
+    table = lambda rows: "\n".join(["| | share |", "|---|---|", *(f"| {name} | {100 * share:.1f} % |" for name, share in rows.items())])
+    median = {name: float(np.median(seen)) for name, seen in values.items()}
+    path.write_text(f"""# Where a training step goes
+
+Written by `python -m nanokimi.bench`: half of a nano pre-training step (one of train.py's two processes) on one thread, {plan.machine()},
+commit {plan.commit()}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
+the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.0f} % of the time is useful arithmetic at full speed**.
+
+By part:
+
+{table(shares['parts'])}
+
+By kind of operator (the operator's own time):
+
+{table(shares['operators'])}
+
+Operators with 1 % or more:
+
+{table(shares['named'])}
+""")
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
@@ -214,16 +397,20 @@ def main():
     model = NanoKimi(preset.model, tokenizer.media_pad).eval()
     choose_kernel(model, "cpu")
     engine, values = Engine(model, tokenizer), {}
-    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: training_step(model, tokenizer, preset),
+    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: partial_rollouts(engine),
+                 lambda: lower_precision(engine), lambda: training_step(model, tokenizer, preset),
                  lambda: train_step_beside_transformers(model, tokenizer, preset), lambda: data_cost(model, tokenizer, preset)):
         values |= part()
+    rows, shares = useful_flops(model, tokenizer, preset)
+    values |= rows | peak_memory()
+    write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values)
     for name, seen in values.items():
         plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
-    rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)), "values": seen, "target": TARGETS.get(name)}
+    rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen, "target": TARGETS.get(name)}
             for name, seen in values.items()]
     write_json(args.out, {"experiment": args.out.stem, "command": " ".join(["python -m nanokimi.bench", *sys.argv[1:]]), "commit": plan.commit(),
                           "machine": plan.machine(), "threads": args.threads, "seeds": [0], "note": "mean holds the median of the rounds",
-                          "rows": rows})
+                          "profile": shares, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from .errors import reading
+
+RELEASED = Path(__file__).parent.parent / "results" / "checkpoints"     # what comes with the project: nanokimi/release.py
 
 
 def flatten_optimizer(optimizer):
@@ -24,6 +27,8 @@ def restore_optimizer(optimizer, tensors):
     for name, value in tensors.items():
         g, i, key = name.split("/")
         p = optimizer.param_groups[int(g)]["params"][int(i)]
+        if value.dim() and value.shape != p.shape:
+            raise ValueError(f"{name} is {tuple(value.shape)}, its parameter {tuple(p.shape)}")
         optimizer.state[p][key] = value.to(p.device)
 
 
@@ -34,12 +39,36 @@ def write_json(path, content):
     os.replace(partial, path)
 
 
+def read_json(path, *names):
+    """The JSON object in a file, which must have these names. BadInput if it is damaged."""
+    with reading(path):
+        content = json.loads(Path(path).read_text())
+        missing = [name for name in names if name not in content]
+        if missing or not isinstance(content, dict):
+            raise ValueError(f"it has no {missing[0]}" if missing else "it is no JSON object")
+    return content
+
+
+def read_rows(path):
+    """The JSON objects in the lines of a file; a line that a kill or a full disk cut off is left out."""
+    rows = []
+    for line in Path(path).read_text(errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def newest_stage(run, tuned=True):
-    """The stage folder of a run whose model was written last; long2short's comparisons are left out, and if wanted what was tuned on own
-    files. FileNotFoundError if there is none."""
+    """The stage folder of a run whose model was written last; long2short's comparisons and longctx, which cannot chat, are left out, and if
+    wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.
+    FileNotFoundError if there is none."""
+    if (run / "card.json").is_file():
+        return run / "rl"
     left_out = ("long2short.json",) if tuned else ("long2short.json", "own.json")
-    stages = [path.parent for path in run.glob("*/model.safetensors")
-              if (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]
+    stages = [path.parent for path in run.glob("*/model.safetensors") if path.parent.name != "longctx"
+              and (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]
     if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
         raise FileNotFoundError(f"no trained model in {run}: run `python train.py` first, or give its folder")
     return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
@@ -79,17 +108,16 @@ def checkpoints(folder):
 def resume(folder, model, optimizer):
     """Load the newest checkpoint into model and optimizer; returns its JSON, or None where there is none to load.
 
-    Raises ValueError when the file is damaged or belongs to another model: say so rather than start over.
+    Raises BadInput when the file is damaged or belongs to another model: say so rather than start over.
     """
     found = checkpoints(folder)
     if not found:
         return None
-    try:
-        tensors = load_file(found[-1] / "state.safetensors")
+    with reading(found[-1], "delete that folder to go back to the start of the stage, or give another --run"):
+        tensors, state = load_file(found[-1] / "state.safetensors"), read_json(found[-1] / "state.json", "step")
+        if not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"its step is {state['step']}")
         model.load_state_dict({name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")})
         restore_optimizer(optimizer, {name.removeprefix("optimizer/"): t for name, t in tensors.items() if name.startswith("optimizer/")})
         torch.set_rng_state(tensors["rng"])
-        return json.loads((found[-1] / "state.json").read_text())
-    except (SafetensorError, RuntimeError, KeyError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{found[-1]} cannot be continued: {error}. Delete that folder to go back to the start of the stage, "
-                         "or give another --run.") from error
+    return state

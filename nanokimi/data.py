@@ -5,19 +5,21 @@ captions and prose; never on media tokens, questions or tool results.
 """
 import json
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .config import LONGER
 from .model import Batch
 from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
 from .vision import patchify, prepare_image, prepare_video
-from .world import content, dense, problems as world, tools
+from .world import content, dense, draw, long, problems as world, tools
+from .world.scenes import sample_scene
 from .world.types import Clip, Image
 
-STAGES = {"pretrain": 1, "sft": 2}
+STAGES = {"pretrain": 1, "sft": 2, "longctx": 3}
 PATHS = {"picture": (0.10, 0.40), "clip": (0.20, 0.60)}    # from easy to the exam's difficulty between these shares of the steps (ours)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
@@ -28,14 +30,19 @@ PRETRAIN = {
     "album": 0.11, "handwriting": 0.06, "caption": 0.12, "boxes": 0.05,                              # pictures, dense
     "scene": 0.14, "counting": 0.06, "naming": 0.03, "ocr": 0.02,                                    # pictures with questions
     "scene_text": 0.10, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.01,    # their twins
-    "arithmetic": 0.07, "tool": 0.02, "program": 0.005, "wiki": 0.005,                              # text
+    "arithmetic": 0.05, "tool": 0.015, "program": 0.005, "wiki": 0.005,                             # text
+    "interleaved": 0.04,                                                                             # text behind a picture
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program", "wiki")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
-SFT = {"document": 0.28, "scene_text": 0.25, "category": 0.05, "capital": 0.03, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.05,
-       "arithmetic": 0.09, "tool": 0.12, "crop_call": 0.02}
+SFT = {"document": 0.22, "scene_text": 0.21, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
+       "arithmetic": 0.09, "tool": 0.22, "crop_call": 0.05}
+# Long context: one document in five is long, which is half of the tokens; the others are pre-training's, so that nothing is forgotten.
+# Ours: K2 tells its tokens (400B short, then 60B long), not its mixture; Kimi-VL took a quarter long and three quarters replay.
+LONGCTX = {"document": 0.80, "haystack": 0.08, "pages": 0.03, "gallery": 0.03, "film": 0.06}
+LONG = {"haystack": long.haystack_problems, "pages": long.pages_problems, "gallery": long.gallery_problems, "film": long.film_problems}
 
 
 # ---- media -----------------------------------------------------------------------------------------------------------------------
@@ -58,11 +65,22 @@ def make_problems(kind, rng, level=1.0, split="train"):
               "placed": world.placed_problems, "crop_call": tools.crop_call_problems}
     if kind in ("scene", "counting", "clip"):
         return makers[kind](rng, split, level=level)
+    if kind == "interleaved":
+        return interleaved_problems(rng)
     if kind == "crop_call":
         return makers[kind](rng)
     if kind in ("scene_text", "ocr_text"):
         return makers[kind.removesuffix("_text")](rng, split, modality="text")
     return makers[kind](rng, split)
+
+
+def interleaved_problems(rng):
+    """Questions in words behind a picture that they are not about, as on a web page (K2.5 pre-trains on interleaved documents; kinds and
+    share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows. No
+    flags, as a flag beside its capital would be a x b; no tool problem about the picture, as no stage before RL has those."""
+    kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.35, 0.35, 0.1, 0.1, 0.1]))
+    picture = sample_scene(rng, "train").picture(rng)
+    return [replace(problem, context=(picture, *problem.context)) for problem in make_problems(kind, rng)]
 
 
 def question_prompt(problem, cue="answer"):
@@ -141,6 +159,34 @@ def pretrain_document(rng, tokenizer, vision, length, kind, progress=1.0):
             problems, most = make_problems(kind, rng, level), 3
 
 
+def longest(render, length):
+    """About the largest size whose render(size) has at most `length` tokens, found in few trials. ValueError if size 1 has more."""
+    size, tokens = 1, len(render(1).ids)
+    if tokens > length:
+        raise ValueError(f"the shortest of these documents has {tokens} tokens, there is room for {length}")
+    more = (length - tokens) * size // tokens                    # by the mean so far: too few, as it counts the question, too
+    while more:
+        longer = len(render(size + more).ids)
+        if longer <= length:
+            size, tokens = size + more, longer
+            more = (length - tokens) * size // tokens
+        else:
+            more = more * (length - tokens) // (longer - tokens)
+    return size
+
+
+def longctx_document(rng, tokenizer, vision, length, kind):
+    """One document of the long context stage: (kind, Rendered). Its length is drawn evenly from the lengths that pre-training never met."""
+    if kind == "document":
+        return pretrain_document(rng, tokenizer, vision, length // LONGER, *draw_kinds(rng, PRETRAIN, 1))
+    room, seed = int(rng.integers(length // LONGER, length + 1)), rng.integers(2 ** 32)
+
+    def render(size):
+        own = np.random.default_rng(seed)
+        return tokenizer.render_document(document(LONG[kind](own, "train", size), own, vision, long.MOST))
+    return kind, render(longest(render, room))
+
+
 def normalised(shares):
     """Shares as probabilities."""
     weights = np.array(list(shares.values()), float)
@@ -205,6 +251,14 @@ def chat_messages(problem, rng, style=None):
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
 
 
+def distracted(problem, rng):
+    """The same problem behind words about other things: a picture of specks or of a maze looks like a zebra to a model that never saw one,
+    and the question must decide all the same (ours)."""
+    names = rng.choice(sorted(pictogram.name for pictogram in content.PICTOGRAMS.values()), int(rng.integers(1, 6)))
+    shown = [str(name) if rng.random() < 0.5 else f"{rng.choice(list(draw.COLOURS))} {rng.choice(list(draw.KINDS))}" for name in names]
+    return replace(problem, context=(f"{', '.join(shown)}.", *problem.context))
+
+
 def no_media(out, tokenizer):
     """The same Rendered, which must hold no picture and no clip."""
     assert tokenizer.media_pad not in out.ids and not out.clips, "zero-vision SFT holds a media token"
@@ -219,6 +273,8 @@ def sft_document(rng, tokenizer, vision, length, style=None):
             return kind, no_media(pretrain_document(rng, tokenizer, vision, length, *draw_kinds(rng, TEXT, 1))[1], tokenizer)
         problems = make_problems(kind, rng)
         problem = problems[rng.integers(len(problems))]
+        if problem.code and rng.random() < 0.5:
+            problem = distracted(problem, rng)
         messages, thinking = chat_messages(problem, rng, style)
         declared = [PYTHON_TOOL] if problem.code or rng.random() < 0.3 else None
         out = no_media(tokenizer.render_chat(messages, tools=declared, thinking=thinking), tokenizer)
@@ -305,6 +361,8 @@ class Batches(Dataset):
         if self.stage == "pretrain":
             drawn = [pretrain_document(rng, self.tokenizer, self.vision, self.length, kind, step / self.steps)
                      for kind in draw_kinds(rng, PRETRAIN, number)]
+        elif self.stage == "longctx":
+            drawn = [longctx_document(rng, self.tokenizer, self.vision, self.length, kind) for kind in draw_kinds(rng, LONGCTX, number)]
         else:
             drawn = [sft_document(rng, self.tokenizer, self.vision, self.length, self.style) for _ in range(number)]
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
@@ -335,7 +393,7 @@ def leave_signals_to_the_trainer(worker):
 def corpus(size, seed=0):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([seed, 0])
-    twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text"}
+    twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text", "interleaved": "tool"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind == "wiki":

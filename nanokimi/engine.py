@@ -1,10 +1,11 @@
 """Batched generation: prefill once, decode many, tools in the loop, log-probabilities recorded (K25a App D: token-in-token-out).
 
-Prompts are sorted by length into batches, left-padded and run once; the latents of Multi-head Latent Attention stay in a cache, so that
-each further token costs one column. Rows that finished are dropped from the batch. The k responses to a problem share its prefill, and
-everything that shares a picture shares its encoding. Left out: refilling a running batch with new prompts, paged caches, top-p, and a cache
-that survives a tool call (a conversation is prefilled again in every turn).
+Prompts are sorted by length, left-padded and run once; the latents of Multi-head Latent Attention stay in a cache, so that each further
+token costs one column. Rows that finished are dropped from the batch; when half of it is free, the next prompts take their place. The k
+responses to a problem share its prefill, and everything that shares a picture shares its encoding. Left out: paged caches, top-p, and a
+cache that survives a tool call (a conversation is prefilled again in every turn).
 """
+import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .data import shared_media
+from .errors import BadInput
 from .language import Cache
 from .tokenizer import Rendered, Tokenizer
 from .vision import patchify, prepare_image
@@ -21,7 +23,7 @@ from .vision import patchify, prepare_image
 ROWS = {"cpu": 384}             # rows decoded together; anything else 512 (ours; 384 rows give 1.4x the tokens/s of 128)
 MIN_ROWS = 16                   # a batch is not split further for the sake of a free core (ours)
 MAX_WORKERS = 4                 # batches side by side; beyond that they queue for Python's lock (ours)
-PREFILL_TOKENS = 32768          # tokens of one prefill: bounds the (rows, heads, T, T) attention logits (ours)
+PREFILL_TOKENS = 32768          # rows x longest prompt of a batch: bounds the cache and the (rows, heads, T, T) attention logits of a prefill (ours)
 CONVERSATIONS = 64              # with tools, at a time: each holds a sandbox process (ours)
 TOOL_CHARACTERS = 800           # of a tool's text that the model gets to read (ours)
 
@@ -85,11 +87,27 @@ class Engine:
 
     def __init__(self, model, tokenizer: Tokenizer, device: torch.device | str = "cpu", precision: str = "fp32"):
         assert precision in ("fp32", "bf16"), f"precision is fp32 or bf16, got {precision}"
-        vocab = model.config.language.vocab
-        assert vocab == tokenizer.vocab_size, f"the model has {vocab} tokens, the tokenizer {tokenizer.vocab_size}"
+        model.expect(tokenizer)
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, torch.device(device), precision
         self.rows = ROWS.get(self.device.type, 512)
         self.version = 0                                                        # of the weights; a trainer counts it up
+
+    @classmethod
+    def lowered(cls, model, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> "Engine":
+        """An engine whose weights are a bf16 copy of the model's, half the memory; what routes tokens stays fp32, as in the released model.
+        `receive` brings it up to date."""
+        lower = copy.deepcopy(model).requires_grad_(False).eval()
+        for name, p in lower.named_parameters():
+            if "router" not in name:
+                p.data = p.data.bfloat16()
+        return cls(lower, tokenizer, device, "bf16")
+
+    def receive(self, model) -> None:
+        """The weights that training left in `model`, rounded to this engine's precision; nothing to do where both share one model."""
+        if model is not self.model:
+            with torch.no_grad():
+                for mine, learned in zip(self.model.state_dict().values(), model.state_dict().values()):
+                    mine.copy_(learned)
 
     # ---------------------------------------------------------------- one turn
     def generate(self, prompts: list[Rendered], max_new: int, temperature: float = 0.0, seed: int = 0, k: int = 1) -> list[list[Response]]:
@@ -97,7 +115,7 @@ class Engine:
 
         Random numbers belong to (seed, prompt, sample), so a response does not depend on what else is in the batch (up to float noise).
         A response ends with im_end or eos, after max_new tokens, or where the context is full.
-        Raises ValueError for a prompt that leaves no room in the context.
+        Raises BadInput for a prompt that leaves no room in the context, and for a model whose output is not a number.
         """
         out = self._generate([p for p in prompts for _ in range(k)], [(seed, i, j) for i in range(len(prompts)) for j in range(k)],
                              [max_new] * len(prompts) * k, temperature)
@@ -139,15 +157,11 @@ class Engine:
             torch.set_num_threads(threads)                                      # the setting leaks into threads that start later
 
     def _batches(self, contexts) -> list[list[int]]:
-        """Indices in batches of similar length, longest first: little left padding, and memory runs out at once or never."""
+        """Indices for each worker, longest context first: neighbours are about equally long (little left padding) and share prefills."""
         order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i].ids))
-        rows = min(self.rows, max(MIN_ROWS, -(-len(contexts) // self.workers)))         # something to do for every worker
-        batches = []
-        while order:
-            size = max(1, min(rows, PREFILL_TOKENS // max(1, len(contexts[order[0]].ids))))
-            batches.append(order[:size])
-            order = order[size:]
-        return batches
+        size = min(self.rows, max(MIN_ROWS, -(-len(order) // self.workers)))            # something to do for every worker
+        blocks = [order[start:start + size] for start in range(0, len(order), size)]
+        return [sum(blocks[worker::self.workers], []) for worker in range(min(self.workers, len(blocks)))]
 
     def _finish(self, response: Response, prompt: Rendered) -> None:
         ended = bool(response.ids) and response.ids[-1] in self.tokenizer.stop_ids
@@ -172,37 +186,58 @@ class Engine:
 
     # ---------------------------------------------------------------- the loop
     def _decode(self, contexts, keys, limits, temperature: float):
-        """Yields (row, token, logprob) for every live row, step by step. One transfer from the device a step."""
+        """Yields (row, token, logprob) for every live row, step by step. One transfer from the device a step.
+
+        When half of the rows that a batch may have are free, the next contexts take their place: longest first, as they come.
+        """
         limits = [self._room(context, limit) for context, limit in zip(contexts, limits)]
         uniforms = self._uniforms(keys, max(limits)) if temperature > 0 else None        # (rows, steps)
-        live = torch.arange(len(limits), device=self.device)                    # row of each line of the cache
-        hidden, cache, positions = self._prefill(contexts, max(limits))         # (B, d), latents, (B,)
-        rows, ended, said = live.tolist(), [limit == 0 for limit in limits], [[] for _ in limits]
-        for step in range(max(limits)):
-            tokens, logprobs = self._choose(hidden, temperature, None if uniforms is None else uniforms[live, step])
+        lengths = torch.tensor([len(context.ids) for context in contexts], device=self.device)
+        waiting, rows, said, ended = [row for row, limit in enumerate(limits) if limit][::-1], [], [[] for _ in limits], [False] * len(limits)
+        live = positions = lengths[:0]                                          # (B,) row of each line of the cache; position of its next token
+        hidden, cache = self.model.language.head.weight.new_zeros(0, self.model.config.language.dim), self._cache(0, 0)
+        while waiting or rows:
+            most = self._most(contexts, rows + waiting[-1:]) if waiting else 0
+            if 2 * len(rows) <= most:
+                new = [waiting.pop() for _ in range(min(len(waiting), most - len(rows)))]
+                first, prompts = self._prefill([contexts[row] for row in new])
+                rows, live = rows + new, torch.cat([live, torch.tensor(new, device=self.device)])
+                hidden, positions = torch.cat([hidden.to(first.dtype), first]), torch.cat([positions, lengths[new]])
+                cache.join(prompts, max(limits[row] - len(said[row]) for row in rows))
+            steps = (positions - lengths[live]).clamp(max=max(limits) - 1)        # a row that ended runs on until it is dropped
+            tokens, logprobs = self._choose(hidden, temperature, None if uniforms is None else uniforms[live, steps])
             for row, token, logprob in zip(rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
+                if logprob != logprob:
+                    raise BadInput("the model's output is not a number: its training diverged; take another stage, or train again.")
                 if not ended[row]:
                     yield row, int(token), logprob
                     said[row].append(int(token))
-                    ended[row] = token in self.tokenizer.stop_ids or step + 1 == limits[row] or step % 8 == 7 and repeats(said[row])
+                    count = len(said[row])
+                    ended[row] = token in self.tokenizer.stop_ids or count == limits[row] or count % 8 == 0 and repeats(said[row])
             keep = [i for i, row in enumerate(rows) if not ended[row]]
-            if not keep:
-                return
-            if len(keep) <= 0.8 * len(rows):                                    # a copy of the cache: not for every row that ends
-                index = torch.tensor(keep, device=self.device)
+            if len(keep) <= 0.8 * len(rows) or 2 * len(keep) <= most:               # a copy of the cache: not for every row
+                index = torch.tensor(keep, dtype=torch.long, device=self.device)
                 cache.select(index)
-                live, tokens, positions, rows = live[index], tokens[index], positions[index], [rows[i] for i in keep]
-            hidden = self.model.language(self.model.language.embed(tokens)[:, None], positions[:, None], None, cache)[:, 0]
-            positions = positions + 1
+                live, tokens, positions, hidden, rows = live[index], tokens[index], positions[index], hidden[index], [rows[i] for i in keep]
+            if rows:
+                hidden = self.model.language(self.model.language.embed(tokens)[:, None], positions[:, None], None, cache)[:, 0]
+                positions = positions + 1
+
+    def _most(self, contexts, rows: list[int]) -> int:
+        """How many rows a batch may have that holds these."""
+        return max(1, min(self.rows, PREFILL_TOKENS // max(len(contexts[row].ids) for row in rows)))
 
     def _room(self, prompt: Rendered, max_new: int) -> int:
         context = self.model.config.language.context
         if not 0 < len(prompt.ids) < context:
-            raise ValueError(f"a prompt of {len(prompt.ids)} tokens leaves no room in a context of {context}")
+            raise BadInput(f"a prompt of {len(prompt.ids)} tokens leaves no room in a context of {context}: ask less, or about fewer frames")
         return min(max_new, context - len(prompt.ids))
 
-    def _prefill(self, contexts, max_new: int):
-        """Runs every different context once, left-padded -> (hidden of the last token (B, d), cache, next position (B,))."""
+    def _cache(self, rows: int, capacity: int) -> Cache:
+        return Cache(self.model.config.language, rows, capacity, self.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    def _prefill(self, contexts):
+        """Runs every different context once, left-padded -> (hidden of the last token (B, d), cache of B rows)."""
         different = {id(context): context for context in contexts}              # the k responses to a problem share its context
         line = {key: i for i, key in enumerate(different)}
         prompts = list(different.values())
@@ -213,8 +248,7 @@ class Engine:
             row[T - len(prompt.ids):] = torch.tensor(prompt.ids)
         positions = torch.arange(T) - (T - lengths)[:, None]                    # (B, T), negative on padding
         ids, positions = ids.to(self.device), positions.to(self.device)
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        cache = Cache(self.model.config.language, B, T + max_new, self.device, dtype)
+        cache = self._cache(B, T)
         clips = list({id(clip): clip for prompt in prompts for clip in prompt.clips}.values())     # conversations share pictures, too
         patches, grids = patchify(clips, self.tokenizer.patch) if clips else (None, [])
         order = shared_media([clip for prompt in prompts for clip in prompt.clips], clips, self.tokenizer.patch) if clips else None
@@ -223,7 +257,7 @@ class Engine:
         lines = torch.tensor([line[id(context)] for context in contexts], device=self.device)
         if len(lines) > B:
             cache.select(lines)
-        return hidden[lines, -1], cache, lengths.to(self.device)[lines]
+        return hidden[lines, -1], cache
 
     def _uniforms(self, keys, steps: int) -> torch.Tensor:
         """One random number per row and step, from a generator of the row's own: (rows, steps) fp32."""

@@ -20,6 +20,7 @@ from rich.table import Table
 from . import data, plan, report
 from .checkpoint import write_json
 from .engine import Engine
+from .errors import BadInput, command, number
 from .model import load
 from .rollout import chat_prompt, content_of, question_content, tool_media
 from .sandbox import Sandbox
@@ -178,13 +179,15 @@ def report_card(run, split, number, precision="fp32", stage="sft"):
     """All rows of a run: {"row": value}; `stage` answers what is asked in chat. Each reading of the test split is noted in the run."""
     run = Path(run)
     if not (run / stage / "model.safetensors").exists():
-        sys.exit(f"{run} has no finished stage {stage}.")
+        raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
-    tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
-    rows = base_rows(Engine(load(run / "pretrain"), tokenizer, precision=precision), split, number)
-    rows |= chat_rows(Engine(load(run / stage), tokenizer, precision=precision), split, number, rows["flag_name"] * rows["capital"])
+    base, chat = load(run / "pretrain"), load(run / stage)              # both before the first takes its time
+    tokenizer = Tokenizer.load(run / "tokenizer", base.config.vision.patch)
+    base, chat = (Engine(model, tokenizer, precision=precision) for model in (base, chat))
+    rows = base_rows(base, split, number)
+    rows |= chat_rows(chat, split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
     return rows
 
@@ -193,6 +196,7 @@ def report_card(run, split, number, precision="fp32", stage="sft"):
 
 QUICK = {"pretrain": ("caption", "count", "name", *VIDEO, "ground", "ocr", "capital", "arithmetic", "scene_text"),
          "sft": ("arithmetic", "scene_text", "tool_text", "caption", "count", "name", "chat_picture")}
+QUICK["longctx"] = QUICK["pretrain"]                                     # what must not be forgotten; needles.py asks what was gained
 
 
 def quick_documents(stage, tokenizer, vision, number=40):
@@ -367,9 +371,9 @@ def exam_arguments(description, results, stage=False):
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")
-    parser.add_argument("--problems", type=int, help="a row (default: 100 on val, 500 on test)")
+    parser.add_argument("--problems", type=number(int, 1), help="a row (default: 100 on val, 500 on test)")
     parser.add_argument("--out", type=Path, help=f"write the rows to this results file (default with three runs on test: {results})")
-    parser.add_argument("--threads", type=int, default=plan.cores())
+    parser.add_argument("--threads", type=number(int, 1), default=plan.cores())
     if stage:
         parser.add_argument("--stage", default="sft", help="what answers in chat: sft, rl, short, l2s-dpo, ...")
     args = parser.parse_args()
@@ -380,6 +384,7 @@ def exam_arguments(description, results, stage=False):
     return args
 
 
+@command
 def main():
     """Asks every run, prints its card, writes the results."""
     args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json"), stage=True), []

@@ -16,6 +16,7 @@ from rich.table import Table
 from . import plan
 from .checkpoint import write_json
 from .engine import Engine
+from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, over_seeds
 from .model import load
 from .rollout import content_of
@@ -110,13 +111,13 @@ def write_results(runs, cards, number, path):
                       "exam": exam.VERSION, "rows": over_seeds(cards, number, TARGETS)})
 
 
+@command
 def main():
     """The command line."""
     args = exam_arguments("Compare the stages of runs in chat.", Path("results/rl.json"))
     for run in args.runs:
         if not (run / "rl" / "model.safetensors").exists():
-            plan.console.print(f"{run} has no finished RL: python rl.py --run {run} first.")
-            sys.exit(2)
+            raise BadInput(f"{run} has no finished RL: python rl.py --run {run} first.")
     cards = [stages(run, args.split, args.problems) for run in args.runs]
     for card in cards:
         print_cards(card, args.problems, args.split)

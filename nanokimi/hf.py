@@ -8,15 +8,16 @@ Files are written without transformers. Safetensors only: loading a folder runs 
 """
 import argparse
 import json
-import sys
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan, released
-from .checkpoint import newest_stage, write_json
-from .model import NanoKimi, load, save
+from .checkpoint import newest_stage, read_json, write_json
+from .errors import BadInput, command, reading
+from .model import NanoKimi, check_weights, load, save
 from .tokenizer import PATTERN, SPECIALS, Tokenizer
 
 VIDEO = "<|kimi_k25_video_placeholder|>"        # transformers' own token for clips; our format has one pad token for both, as upstream
@@ -66,17 +67,17 @@ def tokenizer_json(tokenizer: Tokenizer, video: bool) -> dict:
 
 
 def read_tokenizer(folder: Path, patch: int) -> Tokenizer:
-    """The tokenizer of a folder. ValueError if it is not one of ours."""
+    """The tokenizer of a folder. BadInput if it is not one of ours."""
     content = json.loads(existing(folder / "tokenizer.json").read_text())
     back = {letter: byte for byte, letter in byte_letters().items()}
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
     vocab = content["model"]["vocab"]
     words = {word: rank for word, rank in vocab.items() if word not in special} if isinstance(vocab, dict) else {"": 0}
     if not all(word and set(word) <= set(back) for word in words) or sorted(words.values()) != list(range(len(words))):
-        raise ValueError(f"{folder / 'tokenizer.json'} is no byte-level BPE whose tokens are numbered from 0")
+        raise BadInput(f"{folder / 'tokenizer.json'} is no byte-level BPE whose tokens are numbered from 0")
     tokenizer = Tokenizer({bytes(back[c] for c in word): rank for word, rank in words.items()}, patch)
     if not tokenizer.special_ids.items() <= special.items():
-        raise ValueError(f"{folder / 'tokenizer.json'} has other special tokens than K2.5's format here: {sorted(special)[:5]} ...")
+        raise BadInput(f"{folder / 'tokenizer.json'} has other special tokens than K2.5's format here: {sorted(special)[:5]} ...")
     return tokenizer
 
 
@@ -184,7 +185,9 @@ def export(run: Path, folder: Path, stage: str | None = None, dtype: str = "fp32
     """Writes a stage of a run (default: the newest) as a folder for transformers. FileNotFoundError if the run has no such stage."""
     source = newest_stage(run) if stage is None else run / stage
     model = load(existing(source / "model.safetensors").parent)
-    write_folder(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), folder, dtype, text_only)
+    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+    model.expect(tokenizer)
+    write_folder(model, tokenizer, folder, dtype, text_only)
     (folder / "README.md").write_text(model_card(run, source.name, model, text_only))
 
 
@@ -205,33 +208,43 @@ def write_folder(model: NanoKimi, tokenizer: Tokenizer, folder: Path, dtype: str
         write_json(folder / file, content)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     bias = "e_score_correction_bias"                                     # decides which experts are chosen: stays fp32, as released
-    save_file({key: x if key.endswith(bias) else x.to(DTYPES[dtype]) for key, x in tensors.items()}, folder / "model.safetensors",
+    save_file({key: x if key.endswith(bias) else x.to(DTYPES[dtype]) for key, x in tensors.items()}, folder / "model.partial",
               metadata={"format": "pt"})
+    os.replace(folder / "model.partial", folder / "model.safetensors")
 
 
 def bring_back(folder: Path, run: Path, stage: str) -> None:
-    """Reads a folder that `export` or transformers' save_pretrained wrote (model and processor) into a stage of a run. ValueError or
+    """Reads a folder that `export` or transformers' save_pretrained wrote (model and processor) into a stage of a run. BadInput or
     FileNotFoundError, in one sentence, where it is not a model of this kind."""
-    config = json.loads(existing(folder / "config.json").read_text())
+    config = read_json(existing(folder / "config.json"))
     if config.get("model_type") != "kimi_k25":
-        raise ValueError(f"{folder} holds a {config.get('model_type')}; only whole kimi_k25 models come back")
+        raise BadInput(f"{folder} holds a {config.get('model_type')}; only whole kimi_k25 models come back")
     if (run / stage).exists():
-        raise ValueError(f"{run / stage} exists already: give another run, or --stage with another name")
-    processor = json.loads(existing(folder / "processor_config.json").read_text())
+        raise BadInput(f"{run / stage} exists already: give another run, or --stage with another name")
+    processor = read_json(existing(folder / "processor_config.json"), "image_processor", "video_processor")
+    with reading(folder):
+        cfg, tokenizer, tensors = read_folder(folder, config, processor)
+    if (run / "tokenizer").exists() and Tokenizer.load(run / "tokenizer").ranks != tokenizer.ranks:
+        raise BadInput(f"{run} has another tokenizer: give another run")
+    model = NanoKimi(cfg, tokenizer.media_pad)
+    model.load_state_dict(tensors)
+    tokenizer.save(run / "tokenizer")
+    save(model, run / stage)
+
+
+def read_folder(folder: Path, config: dict, processor: dict) -> tuple:
+    """(ModelConfig, Tokenizer, tensors by our names) of a folder, checked against each other."""
     cfg = released.from_config(config, processor["image_processor"], processor["video_processor"])
     tokenizer = read_tokenizer(folder, cfg.vision.patch)
     if (tokenizer.vocab_size, tokenizer.media_pad) != (cfg.language.vocab, config["image_token_id"]):
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and pads media with {tokenizer.media_pad}, the configuration says "
+        raise BadInput(f"the tokenizer has {tokenizer.vocab_size} tokens and pads media with {tokenizer.media_pad}, the configuration says "
                          f"{cfg.language.vocab} and {config['image_token_id']}")
-    if (run / "tokenizer").exists() and Tokenizer.load(run / "tokenizer").ranks != tokenizer.ranks:
-        raise ValueError(f"{run} has another tokenizer: give another run")
-    model = NanoKimi(cfg, tokenizer.media_pad)
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):                    # one file, or several shards
         tensors |= load_file(path)
-    model.load_state_dict(released.from_kimi_k25(tensors, cfg))
-    tokenizer.save(run / "tokenizer")
-    save(model, run / stage)
+    tensors = released.from_kimi_k25(tensors, cfg)
+    check_weights(cfg, tokenizer.media_pad, tensors)
+    return cfg, tokenizer, tensors
 
 
 def existing(path: Path) -> Path:
@@ -259,6 +272,7 @@ def model_card(run: Path, stage: str, model: NanoKimi, text_only: bool) -> str:
                       "paragraphs of English Wikipedia (CC BY-SA 4.0); handwritten digits of the UCI repository (E. Alpaydin, C. Kaynak).", ""])
 
 
+@command
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="To transformers and back.")
@@ -274,14 +288,10 @@ def main() -> None:
     back.add_argument("run", type=Path)
     back.add_argument("--stage", default="sft", help="name of the stage in the run")
     args = parser.parse_args()
-    try:
-        if args.command == "export":
-            export(args.run, args.folder, args.stage, args.dtype, args.text_only)
-        else:
-            bring_back(args.folder, args.run, args.stage)
-    except (ValueError, FileNotFoundError) as error:
-        plan.console.print(str(error), markup=False)
-        sys.exit(2)
+    if args.command == "export":
+        export(args.run, args.folder, args.stage, args.dtype, args.text_only)
+    else:
+        bring_back(args.folder, args.run, args.stage)
     plan.console.print(f"written: {args.folder if args.command == 'export' else args.run / args.stage}", markup=False)
 
 

@@ -1,7 +1,8 @@
 """K2's language model: Multi-head Latent Attention and the DeepSeek-V3 mixture of experts (K2 2.3, DS3 2.1).
 
-Left out: YaRN (contexts here are short), multi-token prediction (K2 has none), expert groups (K2: n_group = 1).
+Left out: multi-token prediction (K2 has none), expert groups (K2: n_group = 1).
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from nanokimi.config import LanguageConfig
 from nanokimi.kernels import EXPERTS, Combine, Dispatch, Normalise, attend, attention_logits, swiglu
 
+BETA_FAST, BETA_SLOW = 32, 1    # YaRN: turns over the original context from which a pair stays, and up to which it is stretched (K2.5)
 MASKED = -30000.0               # finite: a row of padding sees nothing and must not become NaN; exp of it is 0 in every dtype
 
 
@@ -33,11 +35,30 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
-def rope_1d(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
-    """Positions (B, T) -> rotation (B, T, 1, dim / 2) complex64."""
-    frequency = theta ** (-torch.arange(0, dim, 2, device=positions.device).float() / dim)
+def rope_1d(positions: torch.Tensor, dim: int, theta: float, factor: float = 1.0, original: int = 0) -> torch.Tensor:
+    """Positions (B, T) -> rotation (B, T, 1, dim / 2) complex64; with factor > 1, YaRN's for a context of factor * original tokens."""
+    frequency = 1 / theta ** (torch.arange(0, dim, 2, device=positions.device).float() / dim)      # as transformers rounds it
+    if factor > 1:
+        frequency = yarn(frequency, theta, factor, original)
     angles = positions[..., None, None] * frequency
     return torch.polar(torch.ones_like(angles), angles)
+
+
+def yarn(frequency: torch.Tensor, theta: float, factor: float, original: int) -> torch.Tensor:
+    """RoPE frequencies (dim / 2,) for a longer context (YaRN, arXiv 2309.00071, 3.2): a pair that turns BETA_FAST times or more over the
+    original context tells neighbours apart and stays; one that turns BETA_SLOW times or less never met its later angles and is slowed
+    down by the factor; those between are mixed."""
+    dim = 2 * len(frequency)
+    pair = lambda turns: dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))       # which one turns so often
+    low, high = max(math.floor(pair(BETA_FAST)), 0), min(math.ceil(pair(BETA_SLOW)), dim - 1)
+    slowed = ((torch.arange(dim // 2, device=frequency.device) - low) / max(high - low, 0.001)).clamp(0, 1)      # (dim / 2,) share
+    return frequency / factor * slowed + frequency * (1 - slowed)
+
+
+def mscale(factor: float) -> float:
+    """YaRN's temperature: over a longer context the softmax must be sharper. Multiplies q and k, so the logits by its square. K2.5's
+    mscale = mscale_all_dim = 1: all of q and k, not only their RoPE part, so that cos and sin stay as they are."""
+    return 0.1 * math.log(factor) + 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache
@@ -72,8 +93,24 @@ class Cache:
         return store[:, :self.length]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keeps these rows (a row may repeat): drops finished responses, or fans a prompt out to k samples."""
-        self.latents, self.valid = [latent[rows] for latent in self.latents], self.valid[rows]
+        """Keeps these rows (a row may repeat): drops finished responses, or fans a prompt out to k samples. Columns on the left that none
+        of them needs are cut off."""
+        first = int((self.valid[rows, :self.length].any(0).cumsum(0) == 0).sum())       # all of them where no row is left
+        self.latents, self.valid = [latent[rows, first:] for latent in self.latents], self.valid[rows, first:]
+        self.length -= first
+
+    def join(self, other: "Cache", room: int) -> None:
+        """Puts the other cache's rows below these, the newest tokens of all in one column, with room for `room` more; what that leaves
+        open on the left is padding."""
+        length = max(self.length, other.length)
+
+        def joined(a, b):
+            out = a.new_zeros(len(a) + len(b), length + room, *a.shape[2:])
+            out[:len(a), length - self.length:length] = a[:, :self.length]
+            out[len(a):, length - other.length:length] = b[:, :other.length]
+            return out
+        self.latents = [joined(a, b) for a, b in zip(self.latents, other.latents)]
+        self.valid, self.length = joined(self.valid, other.valid), length
 
 
 # ---------------------------------------------------------------------------------------------------------------- attention
@@ -93,7 +130,8 @@ class MLA(nn.Module):
 
     def __init__(self, cfg: LanguageConfig, index: int):
         super().__init__()
-        self.cfg, self.index, self.heads, self.scale, self.kernel = cfg, index, cfg.heads, cfg.qk_dim ** -0.5, "manual"
+        self.cfg, self.index, self.heads, self.kernel = cfg, index, cfg.heads, "manual"
+        self.scale = cfg.qk_dim ** -0.5 * mscale(cfg.rope_factor) ** 2
         linear = lambda a, b: nn.Linear(a, b, bias=False)
         self.q_a, self.q_norm, self.q_b = linear(cfg.dim, cfg.q_lora), RMSNorm(cfg.q_lora, 1e-6), linear(cfg.q_lora, cfg.heads * cfg.qk_dim)
         self.kv_a, self.kv_norm = linear(cfg.dim, cfg.kv_lora + cfg.rope), RMSNorm(cfg.kv_lora, 1e-6)     # 1e-6: DeepSeek's code
@@ -288,7 +326,8 @@ class LanguageModel(nn.Module):
         B, T, _ = embeds.shape
         if cache is not None:
             cache.extend(torch.ones(B, T, dtype=torch.bool, device=embeds.device) if segments is None else segments > 0)
-        rotation = rope_1d(positions, self.cfg.rope, self.cfg.rope_theta)
+        cfg = self.cfg
+        rotation = rope_1d(positions, cfg.rope, cfg.rope_theta, cfg.rope_factor, cfg.rope_original)
         mask = attention_mask(segments, cache, T, embeds)
         ctx = Context(rotation, mask, None if segments is None else segments > 0, cache, aux)
         x = embeds

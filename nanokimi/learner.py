@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from . import data, rollout
+from .errors import BadInput
 from .model import NanoKimi
 from .muon import MuonClip, qk_clip
-from .policy import OBJECTIVES, Samples, dpo
+from .policy import OBJECTIVES, Samples, dpo, mismatch
 from .tokenizer import Rendered, Tokenizer
 
 CLIP_GRAD, QK_CLIP = 1.0, 30.0
@@ -36,10 +37,11 @@ class Learner:
 
     # ---------------------------------------------------------------- reinforcement
     def update(self, groups: list[rollout.Group], rewards: list[list[float]], iteration: int) -> dict:
-        """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios. MuonClip's step is equally large however
+        """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios; the
+        mismatch is that of the first step, before anything has changed. MuonClip's step is equally large however
         small the gradient, so where there is nothing to learn there must be no step."""
         learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
-        stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0}
+        stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
         if self.objective == "k15":
             self.optimizer.state.clear()                                 # every iteration is a new problem (k1.5 2.3.2)
         for _ in range(self.inner):
@@ -49,7 +51,7 @@ class Learner:
                     self._rehearse(1000 * iteration + stats["steps"])
                 self.step()
                 stats["steps"] += 1
-        return stats
+        return stats | mismatch(torch.cat(stats.pop("first")))
 
     def _accumulate(self, learn: list[tuple], stats: dict) -> None:
         """Adds the gradients of one step, micro-batch by micro-batch."""
@@ -60,9 +62,11 @@ class Learner:
             arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
             old, *rest = (torch.from_numpy(array).to(self.device) for array in arrays)
             OBJECTIVES[self.objective](Samples(new, old, *rest, tokens, responses)).backward()
-            ratio = (new - old).detach().abs()
-            stats["log_ratio"].append(ratio.mean().item())
-            stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.max().item())
+            ratio = (new - old).detach()
+            stats["log_ratio"].append(ratio.abs().mean().item())
+            stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.abs().max().item())
+            if stats["steps"] == 0:
+                stats["first"].append(ratio.cpu())
 
     def _rehearse(self, number: int, documents: int = 16, length: int = 384) -> None:
         """Adds the gradients of supervised learning on a few of the cold start's chats and documents, by weight (K2's RL mixes in such a
@@ -109,7 +113,9 @@ class Learner:
 
     def step(self) -> None:
         """Clips the gradients, updates, clips the logits; the router's balance is left as pre-training made it."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD)
+        if not torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD).isfinite():
+            raise BadInput("the loss or its gradient is not finite, so this step is not taken: what was saved before is intact; try a smaller "
+                           "learning rate, or begin from another stage.")
         self.optimizer.step()
         qk_clip(self.model, QK_CLIP)
         self.model.language.update_bias(0.0)                             # uses up the loads

@@ -18,6 +18,7 @@ from rich.table import Table
 from . import plan
 from .checkpoint import write_json
 from .engine import Engine
+from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, over_seeds
 from .long2short import LONGEST, METHODS, merge
 from .model import load
@@ -251,14 +252,14 @@ def report(run: Path, number: int = 100) -> None:
     plan.console.print(f"figure: {run / 'long2short.png'}", markup=False)
 
 
+@command
 def main() -> None:
     """The command line."""
     args = exam_arguments("Accuracy against response tokens.", Path("results/long2short.json"))
     for run in args.runs:
         missing = [stage for stage in STAGES if not (run / stage / "model.safetensors").exists()]
         if missing:
-            plan.console.print(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.", markup=False)
-            sys.exit(2)
+            raise BadInput(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.")
     stages = ("long", *CANDIDATES)
     chosen = [measure(run, "val", CHOICE, stages, controls=False) for run in args.runs]      # the choice never sees the test split
     best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in stages})

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from . import data, plan, rollout
-from .checkpoint import write_json
+from .checkpoint import read_json, write_json
 from .engine import Engine
+from .errors import BadInput, number
 from .learner import Learner, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
@@ -140,7 +141,7 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
 def with_penalty(weight: float):
     """Rewards with k1.5's length reward (2.3.3): the second RL phase of long2short."""
     def rewards_of(group, iteration):
-        extra = length_reward([length(talk) for talk in group.talks], [reward >= 1.0 for reward in group.rewards])
+        extra = length_reward([length(talk) for talk in group.talks], group.right())
         return [reward + weight * e for reward, e in zip(group.rewards, extra)]
     return rewards_of
 
@@ -201,10 +202,10 @@ def think(run: Path, args, say) -> None:
     paper's: 122 iterations of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
     for style in ("long", "brief"):
         if done(run, style):
-            kept = json.loads((run / style / "long2short.json").read_text())
+            kept = read_json(run / style / "long2short.json", "base", "seed", "sft_steps", "sft_lr")
             for name in ("base", "seed", "sft_steps", "sft_lr"):
                 if kept[name] != getattr(args, name):
-                    raise ValueError(f"{run / style} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or delete it "
+                    raise BadInput(f"{run / style} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or delete it "
                                      "and what came from it (l2s-*)")
             continue
         started = time.perf_counter()
@@ -257,15 +258,15 @@ def arguments(argv: list[str]):
     add("--run", type=Path, help="a run of train.py (default: the one that finished last)")
     add("--method", choices=(*METHODS, "all"), default="all")
     add("--base", help="stage that both models begin from (default: rl if the run has it, else sft)")
-    add("--problems", type=int, default=384, help="in the pool")
-    add("--iterations", type=int, default=64, help="of RL, wherever a method has RL")
-    add("--sft-steps", type=int, default=300)
-    add("--sft-lr", type=float, default=1e-3)
-    add("--lr", type=float, default=1e-4)
-    add("--weight", type=float, default=0.5, help="of the length reward (undisclosed: ours)")
-    add("--phase", type=int, default=4, help="iterations of a phase of Toggle (undisclosed: ours)")
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, default=plan.cores())
+    add("--problems", type=number(int, 2), default=384, help="in the pool")
+    add("--iterations", type=number(int, 1), default=64, help="of RL, wherever a method has RL")
+    add("--sft-steps", type=number(int, 1), default=300)
+    add("--sft-lr", type=number(float, 0), default=1e-3)
+    add("--lr", type=number(float, 0), default=1e-4)
+    add("--weight", type=number(float, 0), default=0.5, help="of the length reward (undisclosed: ours)")
+    add("--phase", type=number(int, 1), default=4, help="iterations of a phase of Toggle (undisclosed: ours)")
+    add("--seed", type=number(int, 0), default=0)
+    add("--threads", type=number(int, 1), default=plan.cores())
     return parser.parse_args(argv)
 
 

@@ -2,12 +2,15 @@
 
 PyAV is an extra (pip install av), as it brings a decoder of 100 MB.
 """
+import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from .errors import BadInput
 from .vision import SAMPLE_FPS
 
 FOLDER_FPS = 2.0                # of a folder of frames: K2.5's sampling rate (ours for a folder)
@@ -17,7 +20,7 @@ FILMS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
 HINT = "give a .gif, an animated .webp or .png, a folder of frames, or a film (.mp4, .webm, ...)"
 
 
-class MediaError(ValueError):
+class MediaError(BadInput):
     """A file that cannot be used; the message is one line for the user."""
 
 
@@ -80,6 +83,8 @@ def is_animated(path: Path) -> bool:
 def _film_facts(av, path: Path) -> tuple[int, float, tuple[int, int]]:
     """(frames, frames a second, (width, height)); the frames are counted, as files may lie."""
     with av.open(str(path)) as film:
+        if not film.streams.video:
+            raise MediaError(f"{path} holds no pictures, only sound")
         stream = film.streams.video[0]
         fps, size = float(stream.average_rate or 0), (stream.width, stream.height)
         _check_size(path, 1, size)
@@ -130,16 +135,21 @@ def _check_size(path, count: int, size: tuple[int, int]) -> None:
 
 
 def _existing(path) -> None:
-    if not Path(path).is_file():
-        raise MediaError(f"no such file: {path}" if not Path(path).exists() else f"not a file: {path}")
+    if not os.path.isfile(path):                                                # False also for a name that no file can have
+        raise MediaError(f"not a file: {path}" if os.path.exists(path) else f"no such file: {path}")
 
 
 def _open(path, hint: str = "give a picture file") -> Image.Image:
     _existing(path)
     try:
-        return Image.open(path)
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):      # our own limit is below
+            image = Image.open(path)
+        _check_size(path, 1, image.size)
+        return image
+    except MediaError:
+        raise
     except Image.DecompressionBombError as error:
-        raise MediaError(f"{path} is too large") from error
+        raise MediaError(f"{path} is too large: make it smaller, at most {MAX_PIXELS:,} pixels") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise MediaError(f"cannot read {path}: {hint}") from error
 

@@ -1,5 +1,4 @@
 """NanoKimi = MoonViT-3D + projector + language model: forward, loss, save, load."""
-import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -9,7 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nanokimi.checkpoint import read_json, write_json
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.errors import BadInput, reading
 from nanokimi.kernels import ALIGN, keep_freed_memory, token_logprobs
 from nanokimi.language import Cache, LanguageModel
 from nanokimi.vision import MoonViT3D, Projector
@@ -66,6 +67,13 @@ class NanoKimi(nn.Module):
         self.projector = Projector(config.vision, config.language.dim)
         self.language = LanguageModel(config.language)
 
+    def expect(self, tokenizer) -> None:
+        """BadInput where this is not the tokenizer that the model was trained with."""
+        ours, theirs = (self.config.language.vocab, self.media_pad), (tokenizer.vocab_size, tokenizer.media_pad)
+        if ours != theirs:
+            raise BadInput(f"the model has {ours[0]} tokens and pads media with {ours[1]}, the tokenizer {theirs[0]} and {theirs[1]}: "
+                           "the folder mixes two runs, give another --run.")
+
     def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = (), order: torch.Tensor | None = None):
         """Token embeddings (B, T, d) with the media rows put in, in order; with `order`, those rows of the encoder's output."""
         x = self.language.embed(ids)
@@ -104,6 +112,15 @@ class NanoKimi(nn.Module):
         return logprobs, sum(aux, logprobs.new_zeros(())) / batch.rows      # per sequence = row, then the mean over rows
 
 
+def with_language(model: NanoKimi, **changes) -> NanoKimi:
+    """A new model with the same weights and other settings of the language model that no weight depends on: rope_factor, context, ..."""
+    new = NanoKimi(replace(model.config, language=replace(model.config.language, **changes)), model.media_pad)
+    new.load_state_dict(model.state_dict())
+    device = model.language.head.weight.device
+    choose_kernel(new, device)
+    return new.to(device).train(model.training)
+
+
 def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
     """Sets the expert and attention kernels this device can run; returns their names for the log. On a CPU also tunes malloc."""
     device = torch.device(device)
@@ -125,17 +142,35 @@ def save(model: NanoKimi, path: Path | str) -> None:
     """Writes config.json and then model.safetensors into the directory `path`; the weights appear whole or not at all."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps({"media_pad": model.media_pad, **asdict(model.config)}, indent=1) + "\n")
+    write_json(path / "config.json", {"media_pad": model.media_pad, **asdict(model.config)})
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path / "model.partial")
     os.replace(path / "model.partial", path / "model.safetensors")
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> NanoKimi:
-    """The model that `save` wrote, in eval mode, kernels chosen for `device`. FileNotFoundError if `path` is no model directory."""
+    """The model that `save` wrote, in eval mode, kernels chosen for `device`. BadInput if `path` is no model directory, or a damaged one."""
     path = Path(path)
-    text = json.loads((path / "config.json").read_text())
-    config = ModelConfig(VisionConfig(**text["vision"]), LanguageConfig(**text["language"]))
-    model = NanoKimi(config, text["media_pad"])
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    text = read_json(path / "config.json", "vision", "language", "media_pad")
+    with reading(path / "model.safetensors", "put it back as it was, or take another stage"):
+        tensors = load_file(path / "model.safetensors")
+        config = ModelConfig(VisionConfig(**text["vision"]), LanguageConfig(**text["language"]))
+        check_weights(config, text["media_pad"], tensors)
+        model = NanoKimi(config, text["media_pad"])
+        model.load_state_dict(tensors)
     choose_kernel(model, device)
     return model.to(device).eval()
+
+
+def check_weights(config: ModelConfig, media_pad: int, tensors: dict[str, torch.Tensor]) -> None:
+    """ValueError where tensors are not this configuration's, or not finite; before memory is taken for whatever a file claims."""
+    layers = config.vision.layers + config.language.layers
+    if not 0 < layers <= len(tensors):
+        raise ValueError(f"{layers} layers, {len(tensors)} tensors")
+    with torch.device("meta"):
+        wanted = NanoKimi(config, media_pad).state_dict()
+    differs = sorted(wanted.keys() ^ tensors.keys()) or [name for name, x in wanted.items() if x.shape != tensors[name].shape]
+    if differs:
+        raise ValueError(f"{differs[0]} is missing, unknown or of another shape")
+    broken = [name for name, x in tensors.items() if not x.is_floating_point() or not x.isfinite().all()]
+    if broken:
+        raise ValueError(f"{broken[0]} has values that are no finite numbers")

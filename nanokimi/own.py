@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from . import checkpoint, data, plan
-from .checkpoint import newest_stage, write_json
+from .checkpoint import newest_stage, read_json, write_json
 from .engine import Engine
+from .errors import BadInput, command, reading
 from .evaluate import ask_chat
 from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
@@ -57,26 +58,26 @@ class Example:
 # ---- reading -----------------------------------------------------------------------------------------------------------------------------
 
 def read(folder: Path, tokenizer: Tokenizer, vision) -> list[Example]:
-    """Every example below a folder. ValueError in one sentence, with file and line, for the first thing that cannot be used."""
+    """Every example below a folder. BadInput in one sentence, with file and line, for the first thing that cannot be used."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise BadInput(f"{folder} is not a folder")
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
         if path.name == "metadata.jsonl":
             found += [shown(where, row, path.parent, tokenizer, vision) for where, row in lines_of(path, name)]
         elif path.name == "metadata.csv":
-            raise ValueError(f"{name}: captions are read from metadata.jsonl, a line {{\"file_name\": ..., \"text\": ...}} for each picture")
+            raise BadInput(f"{name}: captions are read from metadata.jsonl, a line {{\"file_name\": ..., \"text\": ...}} for each picture")
         elif ending == ".jsonl":
             found += [example for where, row in lines_of(path, name) for example in said(where, row, tokenizer)]
         elif ending in (".txt", ".md"):
             found += prose(name, text_of(path, name), tokenizer)
     if not found:
-        raise ValueError(f"{folder} holds nothing to learn from: text (.txt, .md, .jsonl), or pictures and clips named in a metadata.jsonl")
+        raise BadInput(f"{folder} holds nothing to learn from: text (.txt, .md, .jsonl), or pictures and clips named in a metadata.jsonl")
     for example in found:
         longest = max(len(form.ids) for form in example.forms)
         if longest > LENGTH:
-            raise ValueError(f"{example.where}: {longest} tokens, at most {LENGTH} fit")
+            raise BadInput(f"{example.where}: {longest} tokens, at most {LENGTH} fit")
     return found
 
 
@@ -85,7 +86,7 @@ def text_of(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text (byte {error.start})") from error
+        raise BadInput(f"{name}: not UTF-8 text (byte {error.start})") from error
 
 
 def lines_of(path: Path, name: str) -> list[tuple[str, dict]]:
@@ -95,10 +96,10 @@ def lines_of(path: Path, name: str) -> list[tuple[str, dict]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{name}, line {number}: no JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{name}, line {number}: no JSON ({error})") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{name}, line {number}: want an object like {{\"text\": ...}}")
+                raise BadInput(f"{name}, line {number}: want an object like {{\"text\": ...}}")
             rows.append((f"{name}, line {number}", row))
     return rows
 
@@ -107,7 +108,7 @@ def strings(where: str, row: dict, *keys: str) -> list[str]:
     """The values of these keys, which must be texts with something in them."""
     for key in keys:
         if not isinstance(row.get(key), str) or not row[key].strip():
-            raise ValueError(f"{where}: {key} must be a text")
+            raise BadInput(f"{where}: {key} must be a text")
     return [row[key].strip() for key in keys]
 
 
@@ -133,13 +134,13 @@ def said(where: str, row: dict, tokenizer: Tokenizer) -> list[Example]:
         return prose(where, *strings(where, row, "text"), tokenizer)
     messages = row["messages"]
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(f"{where}: messages must be a list of objects with role and content")
+        raise BadInput(f"{where}: messages must be a list of objects with role and content")
     for message in messages:
         if message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"{where}: role {message.get('role')!r}; known are system, user, assistant")
+            raise BadInput(f"{where}: role {message.get('role')!r}; known are system, user, assistant")
         strings(where, message, "content")
     if messages[-1]["role"] != "assistant":
-        raise ValueError(f"{where}: the last message must be the assistant's, as it is what is learned")
+        raise BadInput(f"{where}: the last message must be the assistant's, as it is what is learned")
     turns = [{"role": m["role"], "content": (" " if m["role"] == "assistant" else "") + m["content"].strip()} for m in messages]
     return [Example(where, [tokenizer.render_chat(turns, thinking=False)])]
 
@@ -148,9 +149,10 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     """A picture or clip with its caption, or with a question and its answer: a document as in pre-training, and chats with and without
     thinking (the thought is the answer, as nobody wrote down another)."""
     name, = strings(where, row, "file_name")
-    path = (folder / name).resolve()
+    with reading(where, "give the name of a file"):
+        path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{where}: {name} lies outside of the folder")
+        raise BadInput(f"{where}: {name} lies outside of the folder")
     media = open_media(where, path)
     modality = "image" if isinstance(media, Image) else "video"
     asked = "question" in row or "answer" in row
@@ -163,7 +165,7 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     reply = {"role": "assistant", "thinking": f" {answer}", "content": f" {answer}"}
     chats = [tokenizer.render_chat([{"role": "user", "content": content}, turn], thinking="thinking" in turn)
              for turn in (reply, {"role": "assistant", "content": f" {answer}"})]
-    return Example(where, [document, *chats], problem, zlib.crc32(name.encode()) % 10 == 0)
+    return Example(where, [document, *chats], problem, zlib.crc32(name.encode(errors="replace")) % 10 == 0)
 
 
 def open_media(where: str, path: Path) -> Image | Clip:
@@ -173,26 +175,23 @@ def open_media(where: str, path: Path) -> Image | Clip:
             return Clip(*load_video(path))
         return Image(load_image(path))
     except MediaError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise BadInput(f"{where}: {error}") from error
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------------------------------
 
 def tune(args) -> None:
-    """python train.py --data DIR: reads everything, then trains the newest stage of a run on it. Exits with a sentence if it cannot."""
+    """python train.py --data DIR: reads everything, then trains the newest stage of a run on it. BadInput if it cannot."""
     run = args.run or Path("runs") / args.preset
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    try:
-        source = newest_stage(run, tuned=False)
-        if (run / "tuned" / "model.safetensors").exists():
-            raise ValueError(f"{run / 'tuned'} is finished already: move it away to tune again")
-        model = load(source)
-        tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-        examples = read(args.data, tokenizer, model.config.vision)
-    except (ValueError, FileNotFoundError) as error:
-        plan.console.print(str(error), markup=False)
-        sys.exit(2)
+    source = newest_stage(run, tuned=False)
+    if (run / "tuned" / "model.safetensors").exists():
+        raise BadInput(f"{run / 'tuned'} is finished already: move it away to tune again")
+    model = load(source)
+    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+    model.expect(tokenizer)
+    examples = read(args.data, tokenizer, model.config.vision)
     with plan.hold(run / "tuned"):
         teach(args, run, source, model, tokenizer, examples)
 
@@ -207,7 +206,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
     learner = Learner(model.train(), tokenizer, muon(model, lr))
-    state = plan.or_exit(checkpoint.resume, folder, model, learner.optimizer) or {"step": 0}
+    state = checkpoint.resume(folder, model, learner.optimizer) or {"step": 0}
     last = time.perf_counter()
     with plan.interruptible() as stop:
         for step in range(state["step"], steps):
@@ -235,10 +234,9 @@ def settle(folder: Path, settings: dict) -> None:
     path = folder / "own.json"
     if not path.exists():
         write_json(path, settings)
-    changed = [name for name, value in json.loads(path.read_text()).items() if settings.get(name) != value]
+    changed = [name for name, value in read_json(path).items() if settings.get(name) != value]
     if changed:
-        plan.console.print(f"{folder} was started with another {changed[0]}: delete it, or give the same again.", markup=False)
-        sys.exit(2)
+        raise BadInput(f"{folder} was started with another {changed[0]}: delete it, or give the same again.")
 
 
 def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> list[Rendered]:
@@ -272,20 +270,19 @@ def answered(engine: Engine, problems: list[Problem]) -> float:
     return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems))]))
 
 
+@command
 def main() -> None:
     """How well the stages of a run answer a folder's questions."""
     parser = argparse.ArgumentParser(description="Ask a run about the pictures and clips of a folder, in chat.")
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
-    args = parser.parse_args()
-    problems = []
+    args, problems = parser.parse_args(), []
     for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
         model = load(stage)
         tokenizer = Tokenizer.load(args.run / "tokenizer", model.config.vision.patch)
-        problems = problems or [e.problem for e in plan.or_exit(read, args.data, tokenizer, model.config.vision) if e.problem]
+        problems = problems or [e.problem for e in read(args.data, tokenizer, model.config.vision) if e.problem]
         if not problems:
-            plan.console.print(f"{args.data} holds no picture and no clip to ask about.", markup=False)
-            sys.exit(2)
+            raise BadInput(f"{args.data} holds no picture and no clip to ask about.")
         plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems):.3f} of {len(problems)}", markup=False)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 from rich.live import Live
 from rich.table import Table
 
+from .checkpoint import read_rows
 from .plan import console
 
 SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "advantage_spread": "{:.3f}", "entropy": "{:.3f}",
-         "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
+         "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "mismatch": "{:.5f}", "mismatch_kl": "{:.1e}", "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
          "tool_errors": "{:.1%}", "rollout_tokens_s": "{:.0f}", "update_tokens_s": "{:.0f}", "steps": "{}", "stale": "{:.1%}"}
 
 
@@ -30,6 +31,7 @@ def summary(groups, unfinished, stats, clock):
             "zero_variance": float(np.mean([not group.differs for group in groups])),
             "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-logprobs.mean()),
             "log_ratio": float(np.mean(stats["log_ratio"])) if stats["log_ratio"] else 0.0, "log_ratio_max": stats["log_ratio_max"],
+            **{name: value for name, value in stats.items() if name.startswith("mismatch")},
             "length": sampled / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
             "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["steps"] and sampled / (clock[2] - clock[1]),
@@ -44,7 +46,7 @@ class Panel:
     def __init__(self, folder, done):
         self.path, self.barren, self.recent = folder / "metrics.jsonl", 0, []
         if self.path.exists():                                                  # a killed run wrote rows after its last checkpoint
-            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            rows = read_rows(self.path)
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["iteration"] <= done))
             os.replace(partial, self.path)

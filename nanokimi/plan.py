@@ -19,9 +19,10 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import data
-from .checkpoint import write_json
+from . import checkpoint, data
+from .checkpoint import read_json, read_rows, write_json
 from .config import PRESETS
+from .errors import BadInput
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
@@ -52,23 +53,28 @@ def commit():
 def settle(run, args):
     """The run's settings: written on the first start, read ever after. Exits with a sentence if the command line contradicts them."""
     path = run / "run.json"
-    asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps}
+    asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps,
+             "documents": args.documents}
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
         precision = faster_precision() if args.precision == "auto" else args.precision
-        write_json(path, {**asked, "precision": precision, "threads": args.threads, "machine": machine(), "commit": commit(),
+        write_json(path, {**asked, "precision": precision, "compile": args.compile, "threads": args.threads, "machine": machine(),
+                          "commit": commit(),
                           "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]),
                           "started": time.time()})
-    settings = json.loads(path.read_text())
-    given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps, "devices": args.devices,
-             "precision": None if args.precision == "auto" else args.precision}
+    settings = {"compile": False, "documents": None}                     # an older run may not know them
+    settings |= read_json(path, "preset", "seed", "minutes", "steps", "devices", "precision", "threads", "commit")
+    given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps,
+             "precision": None if args.precision == "auto" else args.precision, "compile": args.compile or None,
+             "documents": args.documents}
     for name, value in given.items():
         if value is not None and settings[name] != value:
-            console.print(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
-            sys.exit(2)
-    if settings["commit"] != commit():
-        console.print(f"note: {run} was started at commit {settings['commit']}, this is {commit()}: the rest may not be bit-identical")
-    return settings
+            raise BadInput(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
+    now = {"commit": commit(), "devices": args.devices or settings["devices"]}           # any number of processes: the shards stay the same
+    for name, value in now.items():
+        if settings[name] != value and "LOCAL_RANK" not in os.environ:                   # said once, not by every process
+            console.print(f"note: {run} was started with {name} {settings[name]}, this is {value}: the rest may not be bit-identical")
+    return settings | {"devices": now["devices"]}
 
 
 def hold(run):
@@ -80,17 +86,32 @@ def hold(run):
     try:
         return lock.acquire(timeout=10)                                  # seconds: workers of a killed training need a few to notice
     except Timeout:
-        console.print(f"another training is at work in {run}: wait for it, stop it, or give another --run.")
-        sys.exit(2)
+        raise BadInput(f"another training is at work in {run}: wait for it, stop it, or give another --run.") from None
 
 
-def or_exit(function, *args):
-    """function(*args); what a user can mend is one sentence and exit code 2, not a traceback."""
+@contextmanager
+def together(fabric):
+    """The processes of a training end together: where the first one fails, the others would wait for it."""
     try:
-        return function(*args)
-    except ValueError as error:
-        console.print(str(error))
-        sys.exit(2)
+        yield
+    except Exception:
+        others = getattr(fabric.strategy.launcher, "procs", [])
+        while others:
+            others.pop().kill()                                          # and out of the list: Lightning would kill this one in turn
+        raise
+
+
+def base(run, stage):
+    """The folder of the model that a stage begins from, None for the first. As in K2, long context comes before post-training: the cold
+    start begins from RUN/longctx where there is one. BadInput where the order is broken."""
+    finished = lambda name: (run / name / "model.safetensors").exists()
+    if stage == "pretrain":
+        return None
+    if not finished("pretrain"):
+        raise BadInput(f"{stage} begins from a pre-trained model, and {run} has none yet: run --stage pretrain (or everything) first")
+    if stage == "longctx" and checkpoint.checkpoints(run / "sft"):
+        raise BadInput(f"the cold start of {run} is half done, from a base without long context: finish it, or delete {run / 'sft'}, first")
+    return run / ("longctx" if stage == "sft" and finished("longctx") else "pretrain")
 
 
 def default_devices(threads):
@@ -102,7 +123,7 @@ def make_fabric(settings):
     """Fabric for the run's devices; processes share the threads."""
     devices = settings["devices"]
     if data.SHARDS % devices:
-        sys.exit(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
+        raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, settings["threads"] // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
@@ -146,9 +167,18 @@ def faster_precision():
     return "bf16-mixed" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "32-true"
 
 
+def compile_layers(model):
+    """torch.compile for the language model's layers, in place, one by one with dynamic shapes: equal layers share their code. Its floats
+    differ from eager ones in the last bits. The encoder stays eager: its groups of clips are other ones in every batch."""
+    for layer in model.language.layers:
+        layer.compile(dynamic=True)
+
+
 def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, timed=10):
     """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes."""
     trial = copy.deepcopy(model).to(fabric.device).train()
+    if settings["compile"]:
+        compile_layers(trial)
     optimizer = MuonClip(trial.named_parameters(), lr=1e-4)
     batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length,
                            2 * (warm + timed), warm + timed, fabric.global_rank, fabric.world_size)  # mid-run, where clips are at full size
@@ -228,8 +258,7 @@ class Log:
     def forget(self, stage, step):
         """Drop rows that a killed run wrote after its last checkpoint: they will be written again."""
         if self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+            kept = [row for row in read_rows(self.path) if row["stage"] != stage or row["step"] <= step]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(partial, self.path)

@@ -1,7 +1,7 @@
 """The objectives of reinforcement learning, one function per equation, and what they are made of: advantages, length penalty, Toggle.
 
 Every objective is a loss to minimise, summed over a micro-batch and divided by counts of the FULL batch, so that micro-batches add up.
-No value network, no process reward, no reference to a frozen older model (k1.5 2.3.1): the only other policy is the one that sampled.
+No value network, no process reward, no reference to a frozen older model (k1.5 2.3.2): the only other policy is the one that sampled.
 Left out: generative reward models, PARL.
 """
 from dataclasses import dataclass
@@ -36,14 +36,29 @@ class Samples:
         return torch.zeros_like(self.reward).index_add(0, self.owner, values)
 
 
+WINDOW = (0.5, 2.0)             # of the ratio, K2.5 Eq. 1; not disclosed: ours
+
+
+def mismatch(log_ratio: torch.Tensor) -> dict:
+    """How far the policy that learns is from the one that sampled, from log(pi_learner / pi_sampler) (N,) of the sampled tokens: mean and
+    largest size, share of tokens outside of K2.5's window, and an estimate of KL(sampler || learner), mean(ratio - 1 - log ratio), which
+    is never negative. All 0 for no tokens."""
+    if not len(log_ratio):
+        return {"mismatch": 0.0, "mismatch_max": 0.0, "mismatch_outside": 0.0, "mismatch_kl": 0.0}
+    ratio = log_ratio.exp()
+    outside = (ratio < WINDOW[0]) | (ratio > WINDOW[1])
+    return {"mismatch": log_ratio.abs().mean().item(), "mismatch_max": log_ratio.abs().max().item(),
+            "mismatch_outside": outside.float().mean().item(), "mismatch_kl": (ratio - 1 - log_ratio).mean().item()}
+
+
 # ---- objectives ----------------------------------------------------------------------------------------------------------------------
 
-def k25(s: Samples, tau: float = 0.05, window: tuple[float, float] = (0.5, 2.0)) -> torch.Tensor:
+def k25(s: Samples, tau: float = 0.05, window: tuple[float, float] = WINDOW) -> torch.Tensor:
     """K2.5 Eq. 1, its sign turned. Outside of the window a token has no policy gradient, whatever the sign of its advantage (this is not
     PPO's one-sided clip), but the squared log-ratio keeps pulling it back. tau and the window are not disclosed: ours."""
     log_ratio = s.new - s.old
     gain = log_ratio.exp().clamp(*window) * s.advantage[s.owner]
-    return -(gain - tau * log_ratio.square()).sum() / s.tokens                    # total-token mean: long responses weigh more
+    return -(gain - tau * log_ratio.square()).sum() / s.tokens           # N: over all problems of the step (the paper writes it for one)
 
 
 def k15(s: Samples, tau: float = 0.5) -> torch.Tensor:
@@ -54,7 +69,8 @@ def k15(s: Samples, tau: float = 0.5) -> torch.Tensor:
 
 
 def rest(s: Samples) -> torch.Tensor:
-    """ReST, what k1.5 compares with: likelihood of the responses that beat their group's mean. It never learns from failures."""
+    """ReST, what k1.5 compares with: likelihood of the best responses, which with rewards of 0 and 1 are those above their group's mean (with
+    partial credit these are a few more). It never learns from failures."""
     good = (s.advantage > 0).float()
     return -(good[s.owner] * s.new).sum() / s.tokens
 

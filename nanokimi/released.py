@@ -9,6 +9,7 @@ import re
 import torch
 
 from .config import LanguageConfig, ModelConfig, VisionConfig
+from .language import BETA_FAST, BETA_SLOW
 
 Row = tuple[str, tuple[str, ...], str]          # (our name, their names, how the tensors correspond)
 
@@ -139,12 +140,19 @@ VISION = {"patch_size": "patch", "hidden_size": "dim", "num_hidden_layers": "lay
 
 
 def deepseek_v3_config(cfg: LanguageConfig) -> dict:
-    """Arguments of transformers' DeepseekV3Config. YaRN is left out, as in our model."""
+    """Arguments of transformers' DeepseekV3Config."""
     return {"model_type": "deepseek_v3"} | {theirs: getattr(cfg, ours) for theirs, ours in TEXT.items()} | {
         "num_key_value_heads": cfg.heads, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "scoring_func": "sigmoid",
         "topk_method": "noaux_tc", "hidden_act": "silu", "attention_bias": False, "rope_interleave": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta}, "num_nextn_predict_layers": 0,
-        "tie_word_embeddings": False}
+        "rope_parameters": rope_parameters(cfg), "num_nextn_predict_layers": 0, "tie_word_embeddings": False}
+
+
+def rope_parameters(cfg: LanguageConfig) -> dict:
+    """Plain RoPE or YaRN, as transformers spells it (K2.5's config.json: `rope_scaling` with `type`, and `rope_theta` beside it)."""
+    if cfg.rope_factor == 1:
+        return {"rope_type": "default", "rope_theta": cfg.rope_theta}
+    return {"rope_type": "yarn", "rope_theta": cfg.rope_theta, "factor": cfg.rope_factor, "beta_fast": BETA_FAST, "beta_slow": BETA_SLOW,
+            "original_max_position_embeddings": cfg.rope_original, "mscale": 1.0, "mscale_all_dim": 1.0}
 
 
 def kimi_k25_config(cfg: ModelConfig, media_pad: int) -> dict:
@@ -164,7 +172,10 @@ def from_config(config: dict, images: dict, frames: dict) -> ModelConfig:
     try:
         text = {ours: config["text_config"][theirs] for theirs, ours in TEXT.items()}
         vision = {ours: config["vision_config"][theirs] for theirs, ours in VISION.items()}
-        text["rope_theta"] = config["text_config"]["rope_parameters"]["rope_theta"]
+        rope = config["text_config"]["rope_parameters"]
+        text["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type") == "yarn":
+            text |= {"rope_factor": rope["factor"], "rope_original": rope["original_max_position_embeddings"]}
         vision |= {"max_image_patches": images["max_patches"], "max_frame_patches": frames["max_patches"],
                    "max_side_patches": images["size"]["max_height"]}
         media_pad = config["image_token_id"]
@@ -172,6 +183,8 @@ def from_config(config: dict, images: dict, frames: dict) -> ModelConfig:
         raise ValueError(f"the configuration has no {error.args[0]}") from error
     cfg = ModelConfig(VisionConfig(**vision), LanguageConfig(**text))
     differs = differences(kimi_k25_config(cfg, media_pad), config)
+    if cfg.language.rope_factor != 1:                                    # what YaRN's parameters leave unsaid is not what ours are
+        differs += [f"rope_parameters: {name} stands on one side only" for name in sorted(set(rope) ^ set(rope_parameters(cfg.language)))]
     if differs:
         raise ValueError(f"this model is built differently from ours: {'; '.join(differs[:5])}")
     return cfg

@@ -2,7 +2,8 @@
 
 An iteration draws problems from a pool, samples k responses to each with the current weights, verifies them, and packs the groups whose
 rewards differ. Domains are abilities, not modalities (K2.5 2.3): each has pictures or clips, and text where a twin exists.
-Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no hand-over).
+Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no
+hand-over, unless `rl.py --rollout bf16` asks for a copy in lower precision).
 """
 from dataclasses import dataclass, field
 
@@ -101,9 +102,13 @@ class Group:
         """Whether there is anything to learn: some responses did better than others."""
         return max(self.rewards) - min(self.rewards) > 1e-6
 
+    def right(self) -> list[bool]:
+        """Which responses are right."""
+        return [r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]
+
     def solved(self) -> float:
         """Share of right responses."""
-        return float(np.mean([r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]))
+        return float(np.mean(self.right()))
 
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""

@@ -1,4 +1,4 @@
-"""Byte-pair encoding and K2.5's prompt format, with the loss mask (FACTS 5.4).
+"""Byte-pair encoding and K2.5's prompt format, with the loss mask (its released chat template).
 
 rustbpe trains the merges, tiktoken runs them. Special tokens are written here and nowhere else: `encode` never yields a special id,
 whatever the text says, so a user who types "<|im_end|>" has typed ten ordinary characters. Left out: [UNK], [EOT] and header ids, which
@@ -14,6 +14,8 @@ from typing import Iterable
 
 import rustbpe
 import tiktoken
+
+from .errors import reading
 
 # K2's split, except that digits stand alone (K2: \p{N}{1,3}). Ours: a thousand number tokens cannot be learned in minutes, ten can.
 SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -101,9 +103,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path, patch: int = 8) -> "Tokenizer":
-        """Read what `save` wrote. Raises FileNotFoundError if there is no tokenizer in the directory."""
-        pairs = (line.split() for line in (Path(directory) / FILE).read_text().splitlines())
-        return cls({base64.b64decode(token): int(rank) for token, rank in pairs}, patch)
+        """Read what `save` wrote. Raises FileNotFoundError if there is no tokenizer in the directory, BadInput if it is damaged."""
+        path = Path(directory) / FILE
+        with reading(path):
+            pairs = (line.split() for line in path.read_text().splitlines())
+            ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+            if not {bytes([i]) for i in range(256)} <= ranks.keys() or sorted(ranks.values()) != list(range(len(ranks))):
+                raise ValueError("tokens are missing")
+        return cls(ranks, patch)
 
     # ---------------------------------------------------------------- text
     def encode(self, text: str) -> list[int]:
@@ -127,7 +134,7 @@ class Tokenizer:
         return out
 
     def _render_clip(self, out: Rendered, clip) -> None:
-        """One media block, never trained on. Each chunk of a video has its own, after the time of its first frame (FACTS 5.4)."""
+        """One media block, never trained on. Each chunk of a video has its own, after the time of its first frame."""
         if clip.kind == "video":
             out.add(self._cached(timestamp(clip.seconds)))
         out.add((self.media_begin, *self._cached(clip.kind), self.media_content))
@@ -268,7 +275,7 @@ class Tokenizer:
 
 
 def timestamp(seconds: float) -> str:
-    """HH:MM:SS.mmm, K2.5's time of a chunk's first frame (FACTS 5.4)."""
+    """HH:MM:SS.mmm, K2.5's time of a chunk's first frame."""
     ms = int(seconds * 1000 + 1e-6)  # truncated as upstream; the epsilon repairs 0.57 * 1000 = 569.99...
     return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
 

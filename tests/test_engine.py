@@ -5,7 +5,9 @@ import torch
 
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.engine import TOOL_CHARACTERS, Conversation, Engine, Response, repeats
+from nanokimi.language import Cache
 from nanokimi.model import NanoKimi
+from nanokimi.policy import mismatch
 from nanokimi.sandbox import Sandbox, ToolResult, available
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.vision import patchify, prepare_image, prepare_video
@@ -161,6 +163,90 @@ def test_rows_that_end_at_different_times():
     assert together == [r.ids for (r,) in engine.generate(prompts, 20, 1.0, seed=9)]
 
 
+# ---------------------------------------------------------------------------------------------------------------- refilled batches
+
+def many(number=30, k=2):
+    """A model whose responses end early and late, and prompts of different lengths, pictures among them."""
+    model = build()
+    with torch.no_grad():
+        model.language.head.weight[TOK.im_end] *= 3
+    return model, [chat(f"number {i}? " * (i % 7)) if i % 4 else chat(picture(i, 32 + 16 * (i % 3)), "what?") for i in range(number)]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_a_refilled_batch_says_the_same(rows, monkeypatch):
+    """Token by token as in one batch that holds everything, log-probabilities too; never more than `rows` rows, and several refills."""
+    model, prompts = many()
+    all_at_once, refilled = Engine(model, TOK), Engine(model, TOK)
+    refilled.rows = rows
+    whole = [r for group in all_at_once.generate(prompts, 20, 1.0, seed=9, k=2) for r in group]
+    seen, forward = [], model.language.forward
+    monkeypatch.setattr(model.language, "forward", lambda x, *args: seen.append((*x.shape[:2], args[2])) or forward(x, *args))
+    parts = [r for group in refilled.generate(prompts, 20, 1.0, seed=9, k=2) for r in group]
+    assert [r.ids for r in whole] == [r.ids for r in parts] and len({len(r.ids) for r in whole}) > 4
+    assert all(np.allclose(a.logprobs, b.logprobs, atol=1e-4) for a, b in zip(whole, parts))
+    steps, prefills = ([s for s in seen if (s[1] == 1) == wanted] for wanted in (True, False))
+    assert max(s[0] for s in steps) == rows and len(prefills) > len(prompts) * 2 / rows - 1
+    longest = max(len(prompt.ids) for prompt in prompts)
+    assert max(cache.capacity for _, _, cache in steps) <= longest + 2 * 20           # the memory of a batch does not grow with the queue
+
+
+def test_refilled_logprobs_equal_a_teacher_forced_forward():
+    """Against a forward without any cache: positions, padding and rows after a refill."""
+    model, prompts = many()
+    engine = Engine(model, TOK)
+    engine.rows = 4
+    for prompt, (response,) in zip(prompts, engine.generate(prompts, 20, 0.7, seed=3)):
+        logits = logits_after(prompt.ids + response.ids, prompt.clips, model)[len(prompt.ids) - 1:-1]
+        want = (logits / 0.7).log_softmax(-1)[range(len(response.ids)), response.ids]
+        assert torch.allclose(torch.tensor(response.logprobs), want, atol=2e-4)
+
+
+def test_limits_of_their_own_and_a_refill():
+    model, prompts = many(12)
+    engine, limits = Engine(model, TOK), [i * 5 % 13 for i in range(12)]              # some may say nothing at all
+    keys = [(1, i) for i in range(12)]
+    with torch.no_grad():
+        want = [r.ids for r in engine._generate(prompts, keys, limits, 1.0)]
+        engine.rows = 3
+        assert want == [r.ids for r in engine._generate(prompts, keys, limits, 1.0)]
+    assert all(len(ids) <= limit for ids, limit in zip(want, limits)) and want[0] == []
+
+
+def test_a_prefill_holds_no_more_than_it_may(monkeypatch):
+    monkeypatch.setattr("nanokimi.engine.PREFILL_TOKENS", 150)
+    model, prompts = many()
+    seen, forward = [], model.language.forward
+    whole = [r.ids for (r,) in Engine(model, TOK).generate(prompts, 8, 1.0)]
+    monkeypatch.setattr(model.language, "forward", lambda x, *args: seen.append(x.shape[:2]) or forward(x, *args))
+    assert whole == [r.ids for (r,) in Engine(model, TOK).generate(prompts, 8, 1.0)]
+    assert all(b == 1 or b * t <= 150 for b, t in seen if t > 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first, second", [(9, 4), (4, 9)])
+def test_joined_caches_go_on_as_each_alone(first, second):
+    """Rows of two caches with padding of their own: the next token's hidden state is that of a plain forward over the row's tokens."""
+    language, generator = MODEL.language, torch.Generator().manual_seed(0)
+    ids, rows = [torch.randint(0, 256, (2, width), generator=generator) for width in (first, second)], []
+    caches = [Cache(MODEL.config.language, 2, width, "cpu") for width in (first, second)]
+    for batch, cache in zip(ids, caches):
+        width = batch.shape[1]
+        pads = torch.tensor([[1], [2]])                                               # both rows are padded: a column is cut off
+        positions = torch.arange(width) - pads
+        language(language.embed(batch), positions.clamp(min=0), (positions >= 0).long(), cache)
+        rows += [row[int(pad):] for row, pad in zip(batch, pads)]
+    caches[0].select(torch.tensor([0, 1]))
+    assert caches[0].length == first - 1
+    caches[0].join(caches[1], 3)
+    assert caches[0].length == max(first - 1, second) and caches[0].capacity == caches[0].length + 3
+    lengths, token = torch.tensor([[len(row)] for row in rows]), torch.tensor([65])
+    joined = language(language.embed(token.expand(4, 1)), lengths, None, caches[0])[:, 0]
+    for row, got in zip(rows, joined):
+        alone = torch.cat([row, token])[None]
+        assert torch.allclose(language(language.embed(alone), torch.arange(alone.shape[1])[None])[0, -1], got, atol=1e-4)
+
+
 def test_side_by_side_equals_one_after_the_other():
     prompts = [chat(f"number {i}? " * (i % 5)) for i in range(40)]
     one = [r.ids for (r,) in ENGINE.generate(prompts, 10, 1.0, seed=2)]
@@ -193,8 +279,44 @@ def test_bf16_stays_close():
     assert abs(a.logprobs[0] - b.logprobs[0]) < 0.3
 
 
+def recomputed(model, prompts, groups):
+    """log pi_model - log pi recorded, of all sampled tokens."""
+    return torch.cat([logits_after(p.ids + r.ids, p.clips, model)[len(p.ids) - 1:-1].log_softmax(-1)[range(len(r.ids)), r.ids]
+                      - torch.tensor(r.logprobs) for p, group in zip(prompts, groups) for r in group])
+
+
+def test_the_mismatch_of_a_lower_precision_copy():
+    """Shared fp32 weights: float noise. A bf16 copy: more, but small; what it recorded is its own policy, not fp32's."""
+    model = build()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)                                                               # logits of a usual size
+    lower = Engine.lowered(model, TOK)
+    full, low = (mismatch(recomputed(model, PROMPTS, e.generate(PROMPTS, 20, 1.0, seed=1, k=4))) for e in (Engine(model, TOK), lower))
+    with torch.autocast("cpu", torch.bfloat16):
+        own = mismatch(recomputed(lower.model, PROMPTS, lower.generate(PROMPTS, 20, 1.0, seed=1, k=4)))
+    assert full["mismatch_max"] < 1e-4 and full["mismatch_kl"] < 1e-6
+    assert 1e-3 < low["mismatch"] < 0.1 and low["mismatch_outside"] < 0.01 and 0 < low["mismatch_kl"] < low["mismatch"]
+    assert own["mismatch"] < low["mismatch"]
+
+
+def test_a_copy_receives_what_was_learned():
+    model = build()
+    engine, shared = Engine.lowered(model, TOK), Engine(model, TOK)
+    assert engine.model is not model and not engine.model.training
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+        model.language.layers[1].moe.router.e_score_correction_bias.add_(0.123456)
+    engine.receive(model), shared.receive(model)
+    assert shared.model is model
+    for (name, mine), learned in zip(engine.model.state_dict().items(), model.state_dict().values()):
+        assert mine.dtype == (torch.float32 if "router" in name else torch.bfloat16), name
+        assert torch.equal(mine, learned.to(mine.dtype)), name
+
+
 def test_vocabulary_mismatch_is_told():
-    with pytest.raises(AssertionError, match="300"):
+    with pytest.raises(ValueError, match="300"):
         Engine(MODEL, Tokenizer.train(TEXTS, 290))
 
 

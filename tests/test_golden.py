@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanokimi import released
-from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.config import PRESETS, LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import Batch, NanoKimi
 from nanokimi.vision import VisionClip, patchify
 
@@ -156,10 +156,7 @@ def test_tensors_that_do_not_fit_are_named(ours):
         released.to_kimi_k25(ours.state_dict(), smaller)
 
 
-RELEASED = ModelConfig(                                         # K2.5 config.json
-    VisionConfig(patch=14, dim=1152, layers=27, heads=16, mlp=4304, pos_grid=64),
-    LanguageConfig(vocab=163840, dim=7168, layers=61, heads=64, q_lora=1536, kv_lora=512, nope=128, rope=64, v_dim=128, dense_ffn=18432,
-                   experts=384, top_k=8, expert_ffn=2048, routed_scaling=2.827, eps=1e-5))
+RELEASED = PRESETS["k2.5"].model
 
 
 def blocks(state):

@@ -194,7 +194,7 @@ def test_other_settings_do_not_mix(shortened, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--seed", "5", "--sft-steps", "2", "--threads", "1"])
     with pytest.raises(SystemExit) as stop:
         rl.main()
-    assert stop.value.code == 2 and "was made with seed 0, not 5" in " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 2 and "was made with seed 0, not 5" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_pool_is_half_text():

@@ -1,10 +1,10 @@
-"""RL objectives: a bandit whose optimum is known, gradients by hand (FACTS T1 to T5), edge cases of the length rewards."""
+"""RL objectives: a bandit whose optimum is known, gradients by hand, edge cases of the length rewards."""
 import math
 
 import pytest
 import torch
 
-from nanokimi.policy import OBJECTIVES, Samples, budget, grpo, k15, k25, length_reward, length_weight, log_partition, rest, surrogate, toggle
+from nanokimi.policy import OBJECTIVES, Samples, budget, grpo, k15, k25, length_reward, length_weight, log_partition, mismatch, rest, surrogate, toggle
 
 torch.set_default_dtype(torch.float32)
 
@@ -143,3 +143,19 @@ def test_toggle():
     assert toggle(rewards, lengths, 20.0, 0, 5, 0.5) == [1.0, 0.0, 0.0] == toggle(rewards, lengths, 20.0, 14, 5, 0.5)
     assert toggle(rewards, lengths, 20.0, 5, 5, 0.5) == rewards                 # phase 1
     assert toggle(rewards, lengths, 20.0, 0, 5, 0.9) == rewards == toggle(rewards, lengths, None, 0, 5, 0.5)
+
+
+def test_mismatch_by_hand():
+    got = mismatch(torch.tensor([0.0, math.log(3), -math.log(4), 0.1]))
+    assert got["mismatch_max"] == pytest.approx(math.log(4)) and got["mismatch_outside"] == 0.5
+    assert got["mismatch"] == pytest.approx((math.log(12) + 0.1) / 4)
+    assert got["mismatch_kl"] == pytest.approx((2 - math.log(3) + math.log(4) - 0.75 + math.exp(0.1) - 1.1) / 4)
+    assert set(mismatch(torch.zeros(0)).values()) == {0.0}
+
+
+def test_the_estimate_of_kl_is_the_kl():
+    """Averaged over the sampler's distribution, mean(ratio - 1 - log ratio) is KL(sampler || learner)."""
+    sampler, learner = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.25, 0.5])
+    drawn = torch.repeat_interleave(torch.arange(3), torch.tensor([50, 30, 20]))
+    want = torch.nn.functional.kl_div(learner.log(), sampler, reduction="sum")
+    assert mismatch((learner / sampler).log()[drawn])["mismatch_kl"] == pytest.approx(want.item(), rel=1e-5)

@@ -42,7 +42,7 @@ def call(monkeypatch, base, name, *options):
 
 
 def rows(folder):
-    timed = {"seconds", "rollout_s", "update_s", "rollout_tokens_s", "update_tokens_s"}
+    timed = {"seconds", "rollout_s", "update_s", "rollout_tokens_s", "update_tokens_s", "handover_s"}
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -55,6 +55,15 @@ def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, opt
     rewards = [row["reward"] for row in rows(folder)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
     assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
+
+
+def test_a_bf16_rollout_copy_reports_its_mismatch(monkeypatch, base):
+    monkeypatch.setattr(rollout, "reward", luck)
+    shared, copied = (rows(call(monkeypatch, base, f"rollout-{precision}", "--rollout", precision, "--iterations", "2"))
+                      for precision in ("fp32", "bf16"))
+    assert all(row["mismatch_max"] < 1e-3 for row in shared)
+    assert all(0 < row["mismatch"] < 0.1 and row["mismatch_max"] == row["log_ratio_max"] for row in copied)
+    assert copied[0]["mismatch"] > 10 * shared[0]["mismatch"] and copied[1]["mismatch"] < 0.1        # the second had the new weights
 
 
 @pytest.mark.parametrize("options", [["--replay", "0.1"], ["--segment", "5"]])
@@ -99,7 +108,7 @@ def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):
 def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, base, "hopeless", "--iterations", "20")
-    assert stop.value.code == 2 and "no response ever earned anything" in " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 2 and "no response ever earned anything" in " ".join(capsys.readouterr().err.split())
     assert len(rows(base / "hopeless")) == 5
 
 
@@ -107,7 +116,7 @@ def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
 def test_what_cannot_work_is_said_before_it_starts(monkeypatch, base, capsys, options, sentence):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, base, "never", *options)
-    assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_settings_do_not_continue_a_run(monkeypatch, base, capsys):
@@ -115,7 +124,7 @@ def test_other_settings_do_not_continue_a_run(monkeypatch, base, capsys):
     call(monkeypatch, base, "settled", "--iterations", "1")
     with pytest.raises(SystemExit):
         call(monkeypatch, base, "settled", "--iterations", "1", "--lr", "1e-5")
-    assert "was started with lr 0.0002, not 1e-05" in " ".join(capsys.readouterr().out.split())
+    assert "was started with lr 0.0002, not 1e-05" in " ".join(capsys.readouterr().err.split())
 
 
 def test_no_step_without_a_difference(monkeypatch, base):
@@ -130,7 +139,8 @@ def test_no_step_without_a_difference(monkeypatch, base):
 
 
 def test_length_penalty_waits_and_then_counts(monkeypatch, base):
-    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]})
+    responses = [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]
+    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": responses, "right": lambda self: [True, True, False]})()
     assert rl.with_length(group, 0.0) == [1.0, 1.0, 0.0]
     assert rl.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
 
@@ -139,7 +149,7 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     monkeypatch.setattr(sys, "argv", ["gains", str(base), "--problems", "3", "--threads", "1"])
     with pytest.raises(SystemExit) as stop:
         gains.main()
-    assert stop.value.code == 2 and "has no finished RL" in capsys.readouterr().out
+    assert stop.value.code == 2 and "has no finished RL" in capsys.readouterr().err
     monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
     call(monkeypatch, base, "rl", "--iterations", "2")
     out = tmp_path / "rl.json"

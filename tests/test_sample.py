@@ -184,7 +184,7 @@ def test_one_question(run, png, capsys):
 def test_first_line_tells_what_it_knows(run, tmp_path, capsys):
     assert sample.main(["which way?", "--run", str(run), "--video", gif(tmp_path / "a.gif"), "--max-new", "4", "--temperature", "1"]) == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert "stage sft" in line and "It knows" in line
+    assert "/sft" in line and "It knows" in line
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,0 +1,419 @@
+"""The ledger: every claim of nanokimi/ledger.py as an experiment, arm by arm and seed by seed, and docs/CLAIMS.md from results/*.json.
+
+    python -m nanokimi.claims                          all that is not done yet, then results/claims.json and docs/CLAIMS.md
+    python -m nanokimi.claims optimizer fusion         these claims
+    python -m nanokimi.claims --docs                   only write docs/CLAIMS.md again
+    python -m nanokimi.claims --preset micro --root /tmp/m --out /tmp/m/claims.json      to see that everything runs; learns nothing
+
+Arms live in runs/claims/CLAIM/ARM-SEED, each a process with one thread, as many at a time as there are cores. Ctrl-C stops them after their
+step; the same command goes on. Arms that begin from a finished run take runs/s0, runs/s1, runs/s2 (python train.py --seed 0 --run runs/s0).
+Every started arm is a line of results/claims_runs.jsonl.
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from . import data, plan
+from .arms import Settings, preset_of
+from .checkpoint import write_json
+from .ledger import BY_NAME, CLAIMS, METRICS
+from .tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"steps": 6, "sft_steps": 3, "documents": 24}                    # --preset micro
+SMALL_RL = {"iterations": 2, "problems": 4, "pool": 24, "k": 2, "max-new": 12}
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------------------------
+
+def interval(values, level=0.95):
+    """(mean, low, high) of differences (seeds, problems), seeds and problems both being samples; low, high None where there is no spread.
+
+    Variance of the mean = variance of the seeds' means / seeds + variance of the problems' means / problems (crossed random effects; what
+    is left over counts twice, so the interval is a little wide), Student's t with Satterthwaite's degrees of freedom. With one seed only
+    the problems vary, with one number a training only the seeds.
+    """
+    values = np.asarray(values, float)
+    parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (values.mean(1), values.mean(0)) if len(means) > 1]
+    return t_interval(float(values.mean()), parts, level)
+
+
+def t_interval(mean, parts, level=0.95):
+    """(mean, low, high) from independent parts of its variance: [(variance, degrees of freedom)]."""
+    variance = sum(v for v, _ in parts)
+    if not parts:
+        return mean, None, None
+    if variance == 0:
+        return mean, mean, mean
+    freedom = variance ** 2 / sum(v ** 2 / df for v, df in parts)
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * variance ** 0.5)
+    return mean, mean - half, mean + half
+
+
+def share_interval(first, second, problems):
+    """The same for two rows of a results file that keeps no answers: values by seed, both shares (or scores in [0, 1], which vary less) of
+    `problems`. As if unpaired, so rather wide; one right and one wrong are added to each for the variance (Agresti and Caffo 2000)."""
+    gaps = np.asarray(first, float) - np.asarray(second, float)
+    smooth = [(np.mean(x) * problems + 1) / (problems + 2) for x in (first, second)]
+    parts = [(sum(p * (1 - p) for p in smooth) / (problems + 2), problems - 1)]
+    if len(gaps) > 1:
+        parts.append((gaps.var(ddof=1) / len(gaps), len(gaps) - 1))
+    return t_interval(float(gaps.mean()), parts)
+
+
+def holds(expect, low, high):
+    """Whether the whole interval lies where the claim wants it: True, False, or None if nothing is expected."""
+    if not expect:
+        return None
+    sign, bound = expect.split()
+    return low is not None and (low > float(bound) if sign == ">" else high < float(bound))
+
+
+def verdict(answers):
+    """reproduced: every comparison that expects a side is there; partly: some; not at this scale: none; not run yet: there is none."""
+    answers = [answer for answer in answers if answer is not None]
+    if not answers:
+        return "not run yet"
+    return "reproduced" if all(answers) else "partly" if any(answers) else "not at this scale"
+
+
+# ---- arms ------------------------------------------------------------------------------------------------------------------------------
+
+def settings_of(claim, arm, preset, rate=None):
+    """Settings of an arm: the defaults, what the claim's arms share, what this one changes, the chosen rate."""
+    s = Settings(**({"preset": preset} | claim.shared | claim.arms[arm]))
+    if rate:
+        s = replace(s, rl=s.rl | {"lr": rate}) if s.rl else replace(s, lr=rate)
+    if preset == "micro":
+        s = replace(s, **{name: min(value, getattr(s, name)) for name, value in SMALL.items()}, rl=s.rl and s.rl | SMALL_RL)
+    return s
+
+
+def wanted(claim):
+    """[[measure, row]] that the claim's comparisons need."""
+    names = {compare.metric for compare in claim.compares} | ({claim.choose_by} - {""})
+    return sorted({(METRICS[name][0], row) for name in names for row in METRICS[name][1]})
+
+
+def folder_of(args, claim, arm, seed, rate=None):
+    """Where an arm lives."""
+    return args.root / claim.name / f"{arm.replace(' ', '').replace(',', '-').replace('%', 'pct')}{f'-lr{rate:g}' if rate else ''}-{seed}"
+
+
+def prepare(args, claim, arm, seed, rate=None):
+    """The arm's folder with its settings and what it begins from; returns it. SystemExit if it was begun with others."""
+    run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
+    note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems, "wanted": wanted(claim)}
+    note = json.loads(json.dumps(note))
+    if (run / "arm.json").exists() and json.loads((run / "arm.json").read_text()) != note:
+        sys.exit(f"{run} was started with other settings: delete it, or give another --root.")
+    run.mkdir(parents=True, exist_ok=True)
+    source = begins_from(args, s, seed)
+    for part in ["tokenizer", *(["pretrain" if s.sft_steps else "sft"] if not s.steps else [])]:
+        if not (run / part).exists():
+            shutil.rmtree(run / "partial", ignore_errors=True)
+            shutil.copytree(source / part, run / "partial")
+            os.replace(run / "partial", run / part)
+    write_json(run / "arm.json", note)
+    return run
+
+
+def begins_from(args, s, seed):
+    """The folder whose tokenizer (and stage) an arm takes."""
+    if s.steps:
+        return args.root
+    if s.start:
+        name, arm = s.start.split("/")
+        return folder_of(args, BY_NAME[name], arm, seed)
+    base = Path(args.base.format(seed=seed))
+    if not (base / "sft" / "model.safetensors").exists():
+        sys.exit(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
+    return base
+
+
+def run_all(args, runs, split):
+    """Trains and asks these arms, args.jobs at a time; those that have an answer are left alone. Ctrl-C: all save, exit 130."""
+    waiting, running = [run for run in runs if not (run / f"{split}.json").exists()], {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                begin(args, running, waiting.pop(0), split)
+            time.sleep(0.2)
+            for process in [process for process in running if process.poll() is not None]:
+                end(args, process, *running.pop(process))
+    except KeyboardInterrupt:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process, (run, started) in running.items():
+            process.wait()
+            note(args, "stopped", run, seconds=time.time() - started)
+        plan.console.print("stopped. The same command goes on from here.")
+        sys.exit(130)
+
+
+def begin(args, running, run, split):
+    """Starts an arm in a session of its own: a terminal's Ctrl-C reaches it through us, once."""
+    command = [sys.executable, "-m", "nanokimi.arms", str(run.resolve()), split]
+    with open(run / "log.txt", "a") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    running[process] = run, time.time()
+    note(args, "started", run, settings=json.loads((run / "arm.json").read_text())["settings"])
+    plan.console.print(f"{run} ...", markup=False)
+
+
+def end(args, process, run, started):
+    """Notes how an arm ended; one that failed does not stop the others."""
+    done = process.returncode == 0
+    note(args, "finished" if done else "failed", run, seconds=time.time() - started)
+    how = "done" if done else f"FAILED, see {run / 'log.txt'}"
+    plan.console.print(f"{run}: {how} after {(time.time() - started) / 60:.1f} min", markup=False)
+
+
+def note(args, event, run, **more):
+    """A line of claims_runs.jsonl: nothing that was started is left out."""
+    name = str(run.relative_to(args.root))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(args.out.with_name(f"{args.out.stem}_runs.jsonl"), "a") as file:
+        file.write(json.dumps({"event": event, "run": name, "time": round(time.time()), "commit": plan.commit(), **more}) + "\n")
+
+
+def run_claim(args, claim):
+    """All arms and seeds of a claim; first the rates, on val with the first seed, where there are any."""
+    for s in {settings_of(claim, arm, args.preset).start for arm in claim.arms} - {""}:
+        name, arm = s.split("/")
+        run_all(args, [prepare(args, BY_NAME[name], arm, seed) for seed in args.seeds], "test")
+    run_all(args, [prepare(args, claim, arm, args.seeds[0], rate) for arm in claim.arms for rate in claim.rates], "val")
+    rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
+    run_all(args, [prepare(args, claim, arm, seed, rates[arm]) for seed in args.seeds for arm in claim.arms], "test")
+
+
+def best_rate(args, claim, arm):
+    """The rate with the best val mean (the smallest loss) with the first seed; None where the claim tries none or has not tried yet."""
+    runs = {rate: folder_of(args, claim, arm, args.seeds[0], rate) for rate in claim.rates}
+    tried = {rate: np.mean(answers(run, claim.choose_by, "val")) for rate, run in runs.items() if (run / "val.json").exists()}
+    return (min if METRICS[claim.choose_by][0] == "nats" else max)(tried, key=tried.get) if tried else None
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------------------------
+
+def answers(run, metric, split="test"):
+    """(problems,) values of a metric, its rows one after the other."""
+    content, (kind, rows) = json.loads((run / f"{split}.json").read_text()), METRICS[metric]
+    return np.concatenate([content[f"{kind} {row}"] for row in rows])
+
+
+def collect(args, claim):
+    """(rows of the results file, differences, {arm: rate}) of what is there of a claim."""
+    rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
+    finished = {arm: {seed: run for seed in args.seeds if ((run := folder_of(args, claim, arm, seed, rates[arm])) / "test.json").exists()}
+                for arm in claim.arms}
+    rows = []
+    for metric in dict.fromkeys(compare.metric for compare in claim.compares):
+        for arm, runs in finished.items():
+            if runs:
+                values = [answers(run, metric) for run in runs.values()]
+                means = [float(v.mean()) for v in values]
+                rows.append({"name": f"{claim.name}/{arm}/{metric}", "mean": float(np.mean(means)), "values": means, "target": None,
+                             "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None, "problems": len(values[0])})
+    differences = [d for compare in claim.compares if (d := difference(claim, compare, finished))]
+    return rows, differences, {arm: rate for arm, rate in rates.items() if rate}
+
+
+def difference(claim, compare, finished):
+    """A comparison as a row of "differences", paired by seed and problem; None where a side is missing."""
+    one, other = finished[compare.arm], finished[compare.against]
+    seeds = [seed for seed in one if seed in other]
+    if not seeds:
+        return None
+    gaps = np.stack([answers(one[seed], compare.metric) - answers(other[seed], compare.metric) for seed in seeds])      # (S, P)
+    mean, low, high = interval(gaps)
+    return {"claim": claim.name, **asdict(compare), "difference": mean, "low": low, "high": high, "seeds": seeds, "problems": gaps.shape[1]}
+
+
+def write_results(args):
+    """results/claims.json from all arms that are finished."""
+    notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
+    lines = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    rows, differences, rates, minutes = [], [], {}, {}
+    for claim in CLAIMS:
+        more, gaps, chosen = collect(args, claim)
+        seconds = [line["seconds"] for line in lines if line["run"].startswith(f"{claim.name}/") and "seconds" in line]
+        rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
+        minutes |= {claim.name: round(sum(seconds) / 60, 1)} if seconds else {}
+    write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", "commit": plan.commit(),
+                          "machine": plan.machine(), "threads": 1, "side by side": args.jobs, "precision": args.precision,
+                          "seeds": args.seeds, "minutes": minutes, "rates": rates, "rows": rows, "differences": differences})
+
+
+# ---- docs/CLAIMS.md --------------------------------------------------------------------------------------------------------------------
+
+HEAD = """# Claims of the papers, asked again at this size
+
+Written by `python -m nanokimi.claims --docs` from `results/*.json` and the table `nanokimi/ledger.py`; do not edit. Reports are of models a
+million times larger: a claim that does not show here is not refuted, and one that does is not proved.
+
+**How to read it.** A difference is the first arm less the second, paired by seed and by problem (test split), with its 95 % interval over
+seeds and problems (`claims.interval`: crossed random effects, Student's t). Differences of rows that `results/nano.json`, `rl.json` and
+`long2short.json` keep without their answers count as unpaired, which is wider. What would reproduce a claim was written down before the
+arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**: some do; **not at this scale**:
+none does (the interval may hold 0, or lie on the other side: look). Without an interval there is no yes. With one seed an interval knows
+nothing of luck between runs. Settings are those of `nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run.
+"""
+
+
+def known_difference(known, folder):
+    """A Known as a row like those of "differences"; None where the results file has no such rows."""
+    path = folder / f"{known.file}.json"
+    content = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    rows = {row["name"]: row for row in content["rows"]}
+    if known.row not in rows or known.against and known.against not in rows:
+        return None
+    row, bounds = rows[known.row], [f"{known.row}_{end}" for end in ("low", "high")]
+    if known.against:
+        mean, low, high = share_interval(row["values"], rows[known.against]["values"], row["problems"])
+    elif set(bounds) <= set(rows):
+        mean, low, high = row["mean"], *(rows[name]["mean"] for name in bounds)
+    else:
+        mean, low, high = interval(np.array(row["values"])[:, None])     # one number a training
+    return {"metric": f"`{known.file}.json`", "arm": known.row, "against": known.against or "0", "expect": known.expect, "difference": mean,
+            "low": low, "high": high, "seeds": content["seeds"], "problems": row["problems"], "command": content["command"]}
+
+
+def found(claim, folder):
+    """All differences of a claim that results/*.json hold."""
+    path = folder / "claims.json"
+    content = json.loads(path.read_text()) if path.exists() else {"differences": []}
+    table = {(d["metric"], d["arm"], d["against"]): d for d in content["differences"] if d["claim"] == claim.name}
+    own = [table[key] | {"command": f"python -m nanokimi.claims {claim.name}", "expect": compare.expect}
+           for compare in claim.compares if (key := (compare.metric, compare.arm, compare.against)) in table]
+    return [d for known in claim.known if (d := known_difference(known, folder))] + own
+
+
+def judged(claim, folder):
+    """(verdict with what limits it, differences)."""
+    gaps = found(claim, folder)
+    word = verdict([holds(d["expect"], d["low"], d["high"]) for d in gaps])
+    missing, fewest = len(claim.known) + len(claim.compares) - len(gaps), min((len(d["seeds"]) for d in gaps), default=0)
+    limits = [f"{missing} of {missing + len(gaps)} comparisons not run yet"] * bool(missing and gaps) + ["one seed"] * (fewest == 1)
+    return f"**{word}{' so far' if missing and word != 'not run yet' else ''}**" + (f" ({', '.join(limits)})" if limits else ""), gaps
+
+
+def line_of(d):
+    """A difference as a row of a table."""
+    number = lambda x: "" if x is None else f"{x:+.3f}"
+    bounds = f"{number(d['low'])} to {number(d['high'])}" if d["low"] is not None else "none"
+    answer = {None: "", True: "yes", False: "no"}[holds(d["expect"], d["low"], d["high"])]
+    return (f"| {d['metric']} | {d['arm']} | {d['against']} | {number(d['difference'])} | {bounds} | {d['expect']} | {answer} | "
+            f"{len(d['seeds'])} x {d['problems']} |")
+
+
+def in_words(settings, known):
+    """Settings for a reader: `name value`, of a dictionary what `known` has not already."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            new = {k: v for k, v in value.items() if known.get(name, {}).get(k) != v}
+            words.append(f"{name} ({', '.join(f'{k} {v}' for k, v in new.items()) or 'as all' if value else 'none'})")
+        else:
+            words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(words)
+
+
+def section(claim, folder, content):
+    """One claim of docs/CLAIMS.md."""
+    word, gaps = judged(claim, folder)
+    lines = [f"## {claim.says}", "", f"`{claim.name}` · {claim.source} · {word}", "", f"- They report: {claim.reported}.",
+             f"- Here: {claim.experiment}."]
+    if claim.arms:
+        changed = "; ".join(f"**{arm}** {in_words(changes, claim.shared) or '(nothing changed)'}" for arm, changes in claim.arms.items())
+        lines += [f"- All arms: {in_words(claim.shared, {}) or 'the defaults of `nanokimi/arms.py`'}. Arms: {changed}."]
+        chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
+        tried = ", ".join(f"{rate:g}" for rate in claim.rates)
+        lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
+        lines += [f"- About {claim.minutes:g} minutes an arm and seed on two cores (estimated): `python -m nanokimi.claims {claim.name}`."]
+    commands = dict.fromkeys(d["command"] for d in gaps if not d["command"].startswith("python -m nanokimi.claims"))
+    lines += [f"- Numbers of `{command}`." for command in commands] + [""]
+    if gaps:
+        head = "| metric | arm | against | difference | 95 % | expects | there | seeds x problems |"
+        lines += [head, "|---" * 8 + "|", *map(line_of, gaps), ""]
+    return lines
+
+
+def write_docs(folder, path):
+    """docs/CLAIMS.md from the results in `folder`."""
+    source = folder / "claims.json"
+    content = json.loads(source.read_text()) if source.exists() else {}
+    lines = [HEAD, "| claim | source | verdict |", "|---|---|---|"]
+    lines += [f"| [{claim.says}](#{anchor(claim.says)}) | {claim.source} | {judged(claim, folder)[0]} |" for claim in CLAIMS] + [""]
+    for claim in CLAIMS:
+        lines += section(claim, folder, content)
+    if content:
+        lines += [f"Arms: {content['machine']}, one thread each, {content['side by side']} side by side, {content['precision']}, seeds "
+                  f"{content['seeds']}, commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
+    path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def anchor(title):
+    """A code host's link to a heading."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------------------------
+
+def arguments(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Ask the papers' claims again, arm by arm and seed by seed.")
+    add = parser.add_argument
+    add("claims", nargs="*", help=f"which (default: all that have arms): {', '.join(c.name for c in CLAIMS if c.arms)}")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--base", default="runs/s{seed}", help="finished runs of train.py for the arms that begin from one; {seed} is filled in")
+    add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
+    add("--out", type=Path, default=ROOT / "results" / "claims.json")
+    add("--problems", type=int, default=500, help="a row of the exam")
+    add("--jobs", type=int, default=plan.cores(), help="arms at a time, one thread each")
+    add("--preset", choices=["nano", "micro"], default="nano", help="micro: to see that everything runs")
+    add("--docs", action="store_true", help="only write docs/CLAIMS.md")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.claims if name not in BY_NAME or not BY_NAME[name].arms]
+    if unknown:
+        parser.error(f"no claim with arms is called {unknown[0]}")
+    return args
+
+
+def settle(args):
+    """The ledger's tokenizer and precision, made once: all arms share them."""
+    preset, path = preset_of(Settings(preset=args.preset)), args.root / "ledger.json"
+    args.root.mkdir(parents=True, exist_ok=True)
+    if not (args.root / "tokenizer" / "tokenizer.tiktoken").exists():
+        Tokenizer.train(data.corpus(6000), preset.model.language.vocab, preset.model.vision.patch).save(args.root / "tokenizer")
+    if not path.exists():
+        write_json(path, {"precision": plan.faster_precision()})
+    args.precision = json.loads(path.read_text())["precision"]
+
+
+def main(argv=None):
+    """Runs, collects, writes."""
+    args = arguments(argv)
+    if not args.docs:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with plan.hold(args.root):
+            settle(args)
+            for claim in [BY_NAME[name] for name in args.claims] or [claim for claim in CLAIMS if claim.arms]:
+                run_claim(args, claim)
+                write_results(args)
+    if args.out.parent == ROOT / "results":
+        write_docs(args.out.parent, ROOT / "docs" / "CLAIMS.md")
+
+
+if __name__ == "__main__":
+    main()

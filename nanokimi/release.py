@@ -1,0 +1,86 @@
+"""The checkpoints that come with the project: bf16 weights of one run, its tokenizer, and a card of what each stage answers.
+
+    python -m nanokimi.release runs/s0          writes results/checkpoints, a run folder like any other
+
+They are replaced only when the recipe changes. tests/test_release.py asks every stage again and compares with the card.
+"""
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import plan
+from .checkpoint import RELEASED, write_json
+from .engine import Engine
+from .evaluate import BASE, ask_chat, ask_document, mean_score
+from .model import load
+from .rollout import content_of
+from .tokenizer import Tokenizer
+from .world import exam
+
+STAGES = ("pretrain", "sft", "rl", "short")                              # in the order they were trained
+DOCUMENTS = ("caption_f1", "name_acc", "count_direct", "ocr_digit", "video_direction", "capital")     # asked of the base model
+CHATS = {"chat_picture": False, "name": False, "count": False, "direction": False, "arithmetic": False, "scene_text": False,
+         "tool_picture": True}                                           # asked of the other stages: row -> whether it has the tool
+
+
+def card(run, stage, number):
+    """{"row": mean score} of a stage on the first `number` val problems of a few rows, greedy."""
+    model = load(run / stage)
+    engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch))
+    problems = {row: exam.exam(row, "val", number) for row in (*CHATS, *(BASE[name][0] for name in DOCUMENTS))}
+    if stage == "pretrain":
+        return {name: measure(problems[row], ask_document(engine, problems[row])) for name in DOCUMENTS for row, measure in [BASE[name]]}
+    return {row: mean_score(problems[row], [content_of(r) for r in ask_chat(engine, problems[row], tools=tools)]) for row, tools in CHATS.items()}
+
+
+def halve(source, target):
+    """A stage's weights in bf16. Vectors stay fp32: they are small, and the router's selection bias decides by differences (DS3 keeps it so)."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "config.json", target / "config.json")
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: t.bfloat16() if t.ndim > 1 else t for name, t in tensors.items()}, target / "model.safetensors")
+
+
+def thin(source, target, every):
+    """Every so many rows of a metrics.jsonl, and those measured on val: what the notebooks draw."""
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    target.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i % every == 0 or "val" in row))
+
+
+def release(run, folder, number):
+    """Copies the stages of `run` into `folder`, asks them, writes card.json."""
+    missing = [stage for stage in STAGES if not (run / stage / "model.safetensors").exists()]
+    if missing:
+        sys.exit(f"{run} has no finished {', '.join(missing)}: python train.py and python rl.py first.")
+    shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    for stage in STAGES:
+        halve(run / stage, folder / stage)
+    thin(run / "metrics.jsonl", folder / "metrics.jsonl", 10)
+    thin(run / "rl" / "metrics.jsonl", folder / "rl" / "metrics.jsonl", 1)
+    settings = json.loads((run / "run.json").read_text())
+    write_json(folder / "card.json", {"commit": settings["commit"], "command": settings["command"], "machine": settings["machine"],
+                                      "split": "val", "problems": number, "precision": "bf16 matrices, fp32 arithmetic",
+                                      "stages": {stage: card(folder, stage, number) for stage in STAGES}})
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Write the checkpoints that come with the project.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=RELEASED)
+    parser.add_argument("--problems", type=int, default=40, help="a row of the card")
+    parser.add_argument("--threads", type=int, default=plan.cores())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    release(args.run, args.out, args.problems)
+    for stage, rows in json.loads((args.out / "card.json").read_text())["stages"].items():
+        plan.console.print(f"{stage:<9}" + " · ".join(f"{name} {value:.2f}" for name, value in rows.items()))
+
+
+if __name__ == "__main__":
+    main()

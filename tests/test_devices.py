@@ -1,0 +1,180 @@
+"""Two processes (gloo, on a CPU) are one: loss, gradients, weights, what is reduced; a run changes their number; none waits for a dead one."""
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+STEPS = 60
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+TRAIN = ("train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--save-every", "0", "--precision", "32-true")
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from nanokimi import data, plan
+from nanokimi.config import PRESETS
+from nanokimi.model import NanoKimi, choose_kernel
+from nanokimi.muon import MuonClip, qk_clip
+from nanokimi.tokenizer import Tokenizer
+from train import backward
+preset, devices, out = PRESETS["micro"], int(sys.argv[1]), sys.argv[2]
+fabric = plan.make_fabric({{"devices": devices, "threads": devices, "precision": "32-true"}})
+fabric.launch()
+tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
+torch.manual_seed(0)
+model = NanoKimi(preset.model, tokenizer.media_pad)
+choose_kernel(model, "cpu")
+model, optimizer = fabric.setup(model, MuonClip(model.named_parameters(), lr=preset.lr, ns_dtype=torch.float32))
+model.mark_forward_method("loss")
+core, seen = model.module.train(), []
+batches = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 10, rank=fabric.global_rank, world=devices)
+for step in range(10):
+    shards, counts = batches[step]
+    counts, _ = plan.agree(fabric, counts, plan.Stop())
+    loss = backward(fabric, model, shards, counts)
+    grads = {{name: p.grad.clone() for name, p in core.named_parameters()}}
+    torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
+    optimizer.step()
+    plan.share_statistics(fabric, core)
+    layers = core.language.layers
+    logits = torch.stack([layer.attn.max_logits for layer in layers])
+    loads = torch.stack([layer.moe.load for layer in layers if layer.moe is not None])
+    qk_clip(core, preset.qk_clip)
+    core.language.update_bias(preset.balance_rate)
+    optimizer.zero_grad()
+    seen.append({{"loss": loss, "counts": counts, "grads": grads, "logits": logits, "loads": loads}})
+if fabric.is_global_zero:
+    torch.save({{"seen": seen, "weights": core.state_dict()}}, out)
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)
+
+
+def finish(*arguments, code=0):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def rows(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_step(run, step):
+    for _ in range(2400):
+        if len(rows(run)) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("training did not get that far")
+
+
+def here(*arguments):
+    """The same in this process, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(argument) for argument in arguments])
+        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory):
+    """Ten steps of train.py's loop by one process and by two."""
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "steps.py").write_text(SCRIPT)
+    here(folder / "steps.py", 1, folder / "1.pt"), finish(folder / "steps.py", 2, folder / "2.pt")
+    return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
+
+
+def test_loss_and_gradients_are_those_of_one_process(ten_steps):
+    one, two = (run["seen"][0] for run in ten_steps)
+    assert one["counts"] == two["counts"] and abs(one["loss"] - two["loss"]) < 1e-6
+    assert one["grads"].keys() == two["grads"].keys()
+    assert max((one["grads"][name] - two["grads"][name]).abs().max().item() for name in one["grads"]) < 1e-6
+
+
+def test_max_logits_and_loads_are_those_of_the_whole_batch(ten_steps):
+    one, two = (run["seen"][0] for run in ten_steps)
+    assert (one["logits"] - two["logits"]).abs().max() < 1e-5, "the maximum over processes"
+    assert torch.equal(one["loads"], two["loads"]) and one["loads"].sum() > 0, "the sum over processes"
+
+
+def test_weights_after_ten_steps(ten_steps):
+    one, two = (run["weights"] for run in ten_steps)
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+    biases = [name for name in one if name.endswith("e_score_correction_bias")]
+    assert biases and all(torch.equal(one[name], two[name]) and one[name].any() for name in biases), "the balance goes by the summed loads"
+
+
+def killed(run, victim):
+    """A training of two processes of which one is killed: what it printed. Nothing may be left behind, and nothing may wait."""
+    process = start(*TRAIN, "--run", run, "--devices", "2", "--threads", "2")
+    wait_for_step(run, 4)
+    os.kill(process.pid if victim == "first" else second_process(process.pid), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)                          # ends when nobody holds the pipe any more
+    assert process.returncode != 0 and len(rows(run)) < STEPS
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return output
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """What a training leaves whose second process was killed."""
+    run = tmp_path_factory.mktemp("runs") / "left"
+    output = killed(run, "second")
+    assert "Traceback" in output or "terminated with code -9" in output, output
+    return run
+
+
+def test_a_killed_first_process_ends_the_job(tmp_path):
+    assert "Traceback" in killed(tmp_path / "run", "first")
+
+
+def test_a_run_saved_on_two_goes_on_with_one(tmp_path, left, capsys):
+    """Another number of processes has the same shards: the curve is that of a run that never changed, up to the order of additions."""
+    run, whole = shutil.copytree(left, tmp_path / "run"), tmp_path / "whole"
+    here(*TRAIN, "--run", run, "--devices", "1")
+    assert "was started with devices 2, this is 1" in " ".join(capsys.readouterr().out.split())
+    here(*TRAIN, "--run", whole, "--devices", "1")
+    ours, theirs = rows(run), rows(whole)
+    assert [row["step"] for row in ours] == list(range(1, STEPS + 1)) and [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours[:20], theirs)) < 0.01
+
+
+def second_process(first):
+    """The child with LOCAL_RANK 1 (the others make data)."""
+    children = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if parent(path) == first]
+    found = [pid for pid in children if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    assert len(found) == 1, children
+    return found[0]
+
+
+def parent(path):
+    """The parent of a process, from its /proc/PID/stat; 0 where it is gone."""
+    try:
+        return int(path.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_what_both_processes_see_is_said_once(tmp_path, left):
+    """A damaged checkpoint on two processes: one sentence, exit code 2, no traceback."""
+    run = shutil.copytree(left, tmp_path / "run")
+    state = next((run / "pretrain").glob("step-*")) / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    output = finish(*TRAIN, "--run", run, code=2)
+    assert output.count("delete that folder") == 1 and "Traceback" not in output, output

@@ -1,0 +1,29 @@
+"""The released checkpoints answer as their card says, load in any stage, and are small."""
+import json
+
+import pytest
+import torch
+
+import sample
+from nanokimi.checkpoint import RELEASED, newest_stage
+from nanokimi.release import STAGES, card
+
+torch.set_num_threads(2)
+
+
+def test_together_under_24_megabytes():
+    assert sum(file.stat().st_size for file in RELEASED.rglob("*") if file.is_file()) < 24e6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_answers_as_recorded(stage):
+    recorded = json.loads((RELEASED / "card.json").read_text())
+    assert recorded["stages"][stage] == pytest.approx(card(RELEASED, stage, recorded["problems"]), abs=0.1)    # other machines round differently
+
+
+def test_a_clone_without_a_run_is_served_by_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(["what is 12 + 5?"]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoints" in said and "17" in said
+    assert newest_stage(RELEASED).name == "rl", "of a clone's files none is newer: the card's order counts"
