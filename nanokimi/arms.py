@@ -23,6 +23,7 @@ import train
 from . import checkpoint, data, evaluate, own, plan
 from .config import PRESETS
 from .engine import Engine
+from .errors import command
 from .model import NanoKimi, choose_kernel, load, save
 from .muon import ADAMW_TABLES, MuonClip
 from .rollout import content_of
@@ -33,7 +34,7 @@ from .world.verify import score
 
 CLIPS = ("events", "clip")                                               # kinds of documents (data.PRETRAIN)
 QUESTIONS = ("clip", "scene", "counting", "naming", "ocr")
-VISUAL = (*CLIPS, "album", "handwriting", "caption", "boxes", "scene", "counting", "naming", "ocr")
+VISUAL = (*CLIPS, "interleaved", "album", "handwriting", "caption", "boxes", "scene", "counting", "naming", "ocr")
 TOOL_ROWS = ("tool_text", "tool_picture")
 SAVE_EVERY = 60                 # seconds between checkpoints
 
@@ -195,7 +196,7 @@ def train_stage(stage, run, s, seed, fabric, log, stop):
     if stage == "sft" and not s.pictures:
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)
     optimizer = make_optimizer(model, s, stage, preset)
-    state = plan.or_exit(checkpoint.resume, run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
+    state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
     steps, documents, length = ((s.steps, s.documents, s.length) if stage == "pretrain" else
                                 (s.sft_steps, preset.sft_documents, preset.sft_length))
     batches = ArmBatches(stage, tokenizer, preset.model.vision, seed, documents, length, steps, state["step"], settings=s)
@@ -314,6 +315,7 @@ def measure(run, s, wanted, split, number):
     return out
 
 
+@command
 def main():
     """python -m nanokimi.arms FOLDER SPLIT"""
     run, split = Path(sys.argv[1]), sys.argv[2]

@@ -4,6 +4,7 @@ Batch number `step` is a pure function of (seed, stage, step): resuming a run ne
 captions and prose; never on media tokens, questions or tool results.
 """
 import json
+import re
 import signal
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,9 @@ PRETRAIN = {
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program", "wiki")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
+ALOUD = 0.7                     # of the counts
+MISLED = 0.75                   # of the colours before a form, in captions and direct answers: see misled
+COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(draw.KINDS)})\b)")
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.22, "scene_text": 0.21, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
@@ -103,17 +107,25 @@ def context_parts(problem, vision):
 
 
 def document(problems, rng, vision, most=3):
-    """One context and up to `most` questions about it; in most documents one of them is answered after reasoning. A caption, where
-    there is one to ask for, is asked for in half of the documents that would leave it out: it says most about the picture."""
+    """One context and up to `most` questions about it; in most documents one of them is answered after reasoning, of counts most are. A
+    caption, where there is one to ask for, is asked for in half of the documents that would leave it out: it says most about the picture."""
     parts = context_parts(problems[0], vision)
     order = list(rng.permutation(len(problems)))
     if rng.random() < 0.5:
         order.sort(key=lambda i: problems[i].verifier != "caption")
     reason = rng.integers(most + 1)                                      # which one reasons: none where the number is too high
     for n, i in enumerate(order[:most]):
-        always = not problems[i].context and problems[i].ability == "reasoning"          # sums are not for guessing
-        parts += question_parts(problems[i], think=always or n == reason and problems[i].verifier != "caption")
+        think = thinks(problems[i], n == reason, rng)
+        prompt, answer = question_parts(problems[i], think)
+        parts += [prompt, *([answer] if think or problems[i].modality == "text" else misled(answer, rng))]
     return parts
+
+
+def thinks(problem, chosen, rng):
+    """Whether a document reasons before this answer: always where it is a sum (those are not for guessing), mostly where it is a count."""
+    if problem.ability == "counting":
+        return rng.random() < ALOUD
+    return chosen and problem.verifier != "caption" or not problem.context and problem.ability == "reasoning"
 
 
 def wiki_document(rng, tokens):
@@ -123,9 +135,21 @@ def wiki_document(rng, tokens):
     return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
 
 
-def dense_document(items, vision):
+def dense_document(items, vision, rng):
     """Small pictures or clips, each followed by what it shows: no questions, the most things for a document's price."""
-    return [part for media, words in items for part in (prepared(media, vision), Learn(words))]
+    return [part for media, words in items for part in (prepared(media, vision), *misled(words, rng))]
+
+
+def misled(words, rng):
+    """Learned words about something shown, in which the model mostly reads another colour before a form than the one it has to say: the form
+    must be read off what is shown, not off the word before it. Without this the language model learns which pairs of colour and form never
+    occur and does not say them, although the encoder sees them (README). Ours; close to scheduled sampling (Bengio et al. 2015)."""
+    parts, end = [], 0
+    for found in COLOUR_AND_FORM.finditer(words):
+        if rng.random() < MISLED:
+            parts += [Learn(words[end:found.start()]), Learn(found[1], f" {rng.choice(list(draw.COLOURS))}")]
+            end = found.end(1)
+    return [part for part in (*parts, Learn(words[end:])) if part]
 
 
 def draw_kinds(rng, mix, number):
@@ -146,7 +170,7 @@ def pretrain_document(rng, tokenizer, vision, length, kind, progress=1.0):
         return kind, Rendered(out.ids[:length], out.mask[:length])
     if kind in DENSE:
         items = DENSE[kind](rng, level)
-        while len((out := tokenizer.render_document(dense_document(items, vision))).ids) > length:
+        while len((out := tokenizer.render_document(dense_document(items, vision, rng))).ids) > length:
             items = items[:-1]                                   # too long for a row: show fewer pictures
         return kind, out
     problems, most = make_problems(kind, rng, level), 3
@@ -309,6 +333,8 @@ def to_batch(rows, length, pad, patch):
             span, n = slice(start, start + len(doc.ids)), len(doc.ids)
             ids[r, span], positions[r, span], segments[r, span] = doc.ids, np.arange(n), number
             targets[r, start:start + n - 1] = np.where(doc.mask[1:], doc.ids[1:], -100)
+            for place, token in doc.shown.items():
+                ids[r, start + place] = token
             start += n
     clips = [clip for row in rows for doc in row for clip in doc.clips]
     unique = list({id(clip): clip for clip in clips}.values())          # the responses to one problem share its picture: encode it once

@@ -66,6 +66,7 @@ def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, d
     return torch.cat([F.linear(swiglu(F.linear(part, gate_up[e].to(x.dtype))), down[e].to(x.dtype)) for e, part in enumerate(parts)])
 
 
+@torch.compiler.disable                 # its sizes come out of the data: torch.compile would stop here anyway
 def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """The same in two grouped matrix products. Each expert's rows are padded with zeros to a multiple of ALIGN: a CPU library compiles
     a kernel for every new shape, and counts that differ in every step would mean a hundred new ones a step."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from .errors import BadInput
+from .errors import BadInput, first_words
 from .vision import SAMPLE_FPS
 
 FOLDER_FPS = 2.0                # of a folder of frames: K2.5's sampling rate (ours for a folder)
@@ -77,7 +77,7 @@ def upright(frame) -> np.ndarray:
 def is_animated(path: Path) -> bool:
     """Whether Pillow finds more than one frame in a file. Raises MediaError if it is no picture."""
     with _open(path, HINT) as image:
-        return getattr(image, "n_frames", 1) > 1
+        return _count(path, image) > 1
 
 
 def _film_facts(av, path: Path) -> tuple[int, float, tuple[int, int]]:
@@ -97,13 +97,18 @@ def _film_facts(av, path: Path) -> tuple[int, float, tuple[int, int]]:
 def _load_animation(path) -> tuple[np.ndarray, float]:
     """Frames last differently long in a gif; their mean counts."""
     with _open(path, HINT) as image:
-        count = getattr(image, "n_frames", 1)
+        count = _count(path, image)
         _check_size(path, count, image.size)
         frames, durations = [], []
         for frame in _decoded(path, lambda: list(_copies(image))):
             frames.append(to_rgb(frame))
             durations.append(frame.info.get("duration") or DEFAULT_FRAME_MS)
     return np.stack(frames), 1000.0 / float(np.mean(durations))
+
+
+def _count(path, image) -> int:
+    """How many frames Pillow finds."""
+    return _decoded(path, lambda: getattr(image, "n_frames", 1))
 
 
 def _copies(image):
@@ -155,8 +160,8 @@ def _open(path, hint: str = "give a picture file") -> Image.Image:
 
 
 def _decoded(path, decode):
-    """decode(), whose errors are the file's fault: truncated or broken data."""
+    """decode(), whose errors are the file's fault: truncated or broken data, which Pillow's readers meet in many ways."""
     try:
         return decode()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise MediaError(f"cannot decode {path}: {error}") from error
+    except Exception as error:
+        raise MediaError(f"cannot decode {path}: {first_words(error)}") from error

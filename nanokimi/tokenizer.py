@@ -43,7 +43,14 @@ FILE = "tokenizer.tiktoken"
 
 
 class Learn(str):
-    """A piece of a pre-training document that is trained on; a plain `str` there is context."""
+    """A piece of a pre-training document that is trained on; a plain `str` there is context. With `shown`, a text of as many tokens, the
+    model reads that one instead: what comes next must not be read off this piece."""
+    shown = None
+
+    def __new__(cls, text, shown=None):
+        piece = super().__new__(cls, text)
+        piece.shown = shown
+        return piece
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Rendered:
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
     clips: list = field(default_factory=list)      # VisionClip
+    shown: dict = field(default_factory=dict)      # place: token that the model reads there, where it is not the one that is learned
 
     def add(self, ids, learn: bool = False) -> "Rendered":
         """Append tokens that are all learned or all context."""
@@ -126,6 +134,9 @@ class Tokenizer:
         """Append text and media. parts: str, clip, or a list of str | clip | list of clips (a video's chunks)."""
         for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, str):
+                if isinstance(part, Learn) and part.shown:
+                    assert len(self._cached(part.shown)) == len(self._cached(str(part))), f"{part!r} and {part.shown!r} differ in tokens"
+                    out.shown |= dict(enumerate(self._cached(part.shown), len(out.ids)))
                 out.add(self._cached(str(part)), learn or isinstance(part, Learn))
             elif isinstance(part, list):
                 self.render_parts(out, part)

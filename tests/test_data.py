@@ -9,7 +9,7 @@ import torch
 from nanokimi import data
 from nanokimi.config import VisionConfig
 from nanokimi.tokenizer import Rendered, Tokenizer
-from nanokimi.world import content, dense, problems as world, scenes, tools
+from nanokimi.world import content, dense, draw, problems as world, scenes, tools
 
 VISION, LENGTH = VisionConfig(), 256
 
@@ -171,3 +171,26 @@ def test_every_shard_of_a_step_is_made_once(tokenizer):
     (whole, counts), parts = make(0, 1), [make(rank, 2) for rank in (0, 1)]
     assert len(whole) == data.SHARDS and sum(len(batches) for batches, _ in parts) == data.SHARDS
     assert counts["documents"] == 8 == sum(count["documents"] for _, count in parts)
+
+
+def test_a_form_is_not_read_off_the_colour_before_it(tokenizer):
+    """Captions and direct answers about what is shown: the model reads other colours than it learns to say, and everything else as it is.
+    Text, and thinking, which must be able to rely on its own words, stay as they are."""
+    rng, colours = np.random.default_rng(0), [f" {colour}" for colour in draw.COLOURS]
+    differ = total = 0
+    for _ in range(200):
+        words = " red star, clock 2, blue ring appears, green."
+        doc = tokenizer.render_document(data.misled(words, rng))
+        assert tokenizer.decode(doc.ids[:-1]) == words and all(doc.mask)
+        batch = data.to_batch([[doc]], len(doc.ids), tokenizer.pad, 8)
+        read, learned = batch.ids[0].tolist(), [doc.ids[0], *batch.targets[0, :-1].tolist()]
+        assert learned == doc.ids, "what is learned is what is there"
+        wrong = [i for i, (a, b) in enumerate(zip(read, doc.ids)) if a != b]
+        assert all(tokenizer.decode([read[i]]) in colours and tokenizer.decode([doc.ids[i + 1]]) in (" star", " ring") for i in wrong)
+        differ, total = differ + len(wrong), total + 2
+    assert abs(differ / total - data.MISLED * 7 / 8) < 0.1
+    problems = world.scene_problems(np.random.default_rng(1), "train", count=3)
+    thinking = tokenizer.render_document(data.question_parts(problems[0], think=True))
+    assert not thinking.shown
+    for kind in ("scene_text", "interleaved"):
+        assert not data.pretrain_document(rng, tokenizer, VISION, 512, kind, 1.0)[1].shown

@@ -25,7 +25,9 @@ RNG = lambda seed=0: np.random.default_rng(seed)
 def group(*responses):
     """(tokens, reward) of each response."""
     talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
-    return SimpleNamespace(talks=talks, rewards=[r for _, r in responses], item=SimpleNamespace(ability="a", modality="text", seed=1))
+    rewards = [r for _, r in responses]
+    return SimpleNamespace(talks=talks, rewards=rewards, right=lambda: [r == 1.0 for r in rewards],
+                           item=SimpleNamespace(ability="a", modality="text", seed=1))
 
 
 # ---- what is learned from samples ----------------------------------------------------------------------------------------------------------
@@ -145,7 +147,8 @@ def test_both_styles_see_the_same_chats(base):
              chats.items()}
     question = lambda turn: turn.split("<|im_end|>")[0]
     assert [*map(question, users["long"])] == [*map(question, users["brief"])] and len(users["long"]) > 3
-    assert sum(map(len, users["long"])) > 1.2 * sum(map(len, users["brief"]))
+    thought = {style: sum(len(turn.partition("<think>")[2].partition("</think>")[0]) for turn in turns) for style, turns in users.items()}
+    assert thought["long"] > 1.5 * thought["brief"], thought
 
 
 def test_checked_thinking_ends_in_what_it_is_about():

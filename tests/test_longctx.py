@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 from nanokimi import data, needles, plan, released
 from nanokimi.checkpoint import newest_stage
+from nanokimi.errors import BadInput
 from nanokimi.config import LONGER, PRESETS, LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.language import Cache, mscale, rope_1d
 from nanokimi.model import NanoKimi, load, with_language
@@ -224,15 +224,12 @@ def test_needles_are_asked_and_drawn(run, monkeypatch):
 
 def test_stages_begin_from_the_right_base_or_not_at_all(tmp_path):
     """No base yet: said. A half done cold start is not moved to another base. The cold start takes longctx where it is finished."""
-    said = []
-    log = SimpleNamespace(say=said.append)
-    with pytest.raises(SystemExit):
-        plan.base(tmp_path, "longctx", log)
+    with pytest.raises(BadInput, match="longctx begins from a pre-trained model"):
+        plan.base(tmp_path, "longctx")
     (tmp_path / "pretrain").mkdir(), (tmp_path / "longctx").mkdir(), (tmp_path / "sft" / "step-000004").mkdir(parents=True)
     (tmp_path / "pretrain" / "model.safetensors").touch()
-    with pytest.raises(SystemExit):
-        plan.base(tmp_path, "longctx", log)
-    assert "longctx begins from a pre-trained model" in said[0] and "half done" in said[1]
-    assert plan.base(tmp_path, "pretrain", log) is None and plan.base(tmp_path, "sft", log) == tmp_path / "pretrain"
+    with pytest.raises(BadInput, match="half done"):
+        plan.base(tmp_path, "longctx")
+    assert plan.base(tmp_path, "pretrain") is None and plan.base(tmp_path, "sft") == tmp_path / "pretrain"
     (tmp_path / "longctx" / "model.safetensors").touch()
-    assert plan.base(tmp_path, "sft", log) == tmp_path / "longctx"
+    assert plan.base(tmp_path, "sft") == tmp_path / "longctx"

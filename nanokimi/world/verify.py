@@ -101,7 +101,7 @@ def drawn(program):
 
 
 def program(answer, truth):
-    """Share of the painted pixels (in either picture) that have nearly the same colour in both (ours; of code K2.5 says: by executing it)."""
+    """Share of the painted pixels (in either picture) that have nearly the same colour in both: K2.5 compares renderings too."""
     got, want = drawn(answer), drawn(truth)
     if got is None:
         return 0.0
