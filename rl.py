@@ -60,7 +60,7 @@ def arguments():
     add("--length-penalty", type=number(float, 0), default=0.0, help="weight of k1.5's length reward")
     add("--length-warmup", type=number(int, 0), default=50, help="iterations without it")
     add("--temperature", type=number(float, 0.01), default=1.0)
-    add("--max-new", type=number(int, 1), default=120, help="tokens a turn")
+    add("--max-new", type=number(int, 1), default=rollout.MAX_NEW, help="tokens a turn")
     add("--seed", type=number(int, 0), default=0)
     add("--threads", type=number(int, 1), default=plan.cores())
     add("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")

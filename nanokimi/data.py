@@ -17,7 +17,7 @@ from .model import Batch
 from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
 from .vision import patchify, prepare_image, prepare_video
 from .world import content, dense, draw, long, problems as world, tools
-from .world.scenes import sample_scene
+from .world.scenes import sample_kinds, sample_scene
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2, "longctx": 3}
@@ -27,16 +27,17 @@ SHARDS = 2                      # parts of a step; the number of processes must 
 # Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
-    "events": 0.11, "clip": 0.05,                                                                    # clips: dense, and with questions
-    "album": 0.11, "handwriting": 0.06, "caption": 0.12, "boxes": 0.05,                              # pictures, dense
-    "scene": 0.14, "counting": 0.06, "naming": 0.03, "ocr": 0.02,                                    # pictures with questions
-    "scene_text": 0.10, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.01,    # their twins
-    "arithmetic": 0.05, "tool": 0.015, "program": 0.005, "wiki": 0.005,                             # text
-    "interleaved": 0.04,                                                                             # text behind a picture
+    "events": 0.115, "clip": 0.06,                                                                   # clips: dense, and with questions
+    "album": 0.10, "handwriting": 0.045, "caption": 0.12, "boxes": 0.02,                              # pictures, dense
+    "scene": 0.115, "counting": 0.11, "naming": 0.03, "ocr": 0.015,                                   # pictures with questions
+    "scene_text": 0.105, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
+    "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
+    "interleaved": 0.035,                                                                            # text behind a picture
 }
-TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program", "wiki")}
+TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
+                                          "wiki", "recall")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
-ALOUD = 0.7                     # of the counts
+ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking
 MISLED = 0.75                   # of the colours before a form, in captions and direct answers: see misled
 COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(draw.KINDS)})\b)")
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
@@ -122,10 +123,13 @@ def document(problems, rng, vision, most=3):
 
 
 def thinks(problem, chosen, rng):
-    """Whether a document reasons before this answer: always where it is a sum (those are not for guessing), mostly where it is a count."""
-    if problem.ability == "counting":
+    """Whether a document reasons before this answer: always where it is a sum (those are not for guessing), mostly where things are
+    counted or a text says what is needed, never where a caption is asked for: it would be said twice."""
+    if problem.verifier == "caption":
+        return False
+    if problem.ability == "counting" or problem.modality == "text" and problem.context:
         return rng.random() < ALOUD
-    return chosen and problem.verifier != "caption" or not problem.context and problem.ability == "reasoning"
+    return chosen or not problem.context and problem.ability == "reasoning"
 
 
 def wiki_document(rng, tokens):
@@ -133,6 +137,28 @@ def wiki_document(rng, tokens):
     text = content.wiki("train")
     text = text[rng.integers(len(text))]
     return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
+
+
+def recall_document(rng, tokens):
+    """Things in a row, said again, then what stands beside what and which colour a form has, in the words of chains of thought. A small
+    language model copies badly; it learns to look back where nearly every token asks for it. Ours."""
+    while True:
+        kinds = [*dict.fromkeys(sample_kinds(rng, int(rng.integers(3, 8)), "train", world.IN_SCENES))]
+        names = [kind if colour is None else f"{colour} {kind}" for colour, kind in kinds]
+        if len(kinds) > 2 and world.split_of(", ".join(names)) == "train":
+            break
+    row = f"{', '.join(names)}."
+    parts, forms = [row, Learn(f" again: {row}")], [kind for _, kind in kinds]
+    for i in rng.permutation(len(kinds) - 1)[:3]:
+        here, there, side = (i, i + 1, "right") if rng.random() < 0.5 else (i + 1, i, "left")
+        parts += [f" {side} of the {names[here]} is the", Learn(f" {names[there]}.")]
+    alone = [(colour, kind) for colour, kind in kinds if colour and forms.count(kind) == 1]
+    for i in rng.permutation(len(alone))[:3]:
+        parts += [f" the {alone[i][1]} is", Learn(f" {alone[i][0]}.")]
+    return parts
+
+
+PLAIN = {"wiki": wiki_document, "recall": recall_document}
 
 
 def dense_document(items, vision, rng):
@@ -165,8 +191,8 @@ def pretrain_document(rng, tokenizer, vision, length, kind, progress=1.0):
     level = min(1.0, max(0.0, (progress - start) / (end - start)))
     if rng.random() >= 3 * level:
         kind = EASIER.get(kind, kind)
-    if kind == "wiki":
-        out = tokenizer.render_document(wiki_document(rng, length))
+    if kind in PLAIN:
+        out = tokenizer.render_document(PLAIN[kind](rng, length))
         return kind, Rendered(out.ids[:length], out.mask[:length])
     if kind in DENSE:
         items = DENSE[kind](rng, level)
@@ -249,8 +275,8 @@ def checked_thinking(problem, rng):
 
 
 def chat_messages(problem, rng, style=None):
-    """(messages, thinking?) for one problem: instant, short or long thinking (long2short: all of it "long", or all "brief"); a tool call
-    where the problem needs one.
+    """(messages, thinking?) for one problem: instant, one step, all steps, or long thinking (long2short: all of it "long", or all
+    "brief"); a tool call where the problem needs one.
 
     Thoughts and answers begin with a space, so that their first word is the token that pre-training knows (" red", not "red").
     """
@@ -270,6 +296,8 @@ def chat_messages(problem, rng, style=None):
     if style:
         own = np.random.default_rng(rng.integers(2 ** 32))               # so that both styles leave `rng` in the same state
         thought = checked_thinking(problem, own) if style == "long" else problem.reasoning
+    elif dice < 0.35 and problem.context:                                # the last step alone; sums need all of theirs
+        thought = problem.reasoning.partition(". ")[2] or problem.reasoning
     else:
         thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
@@ -422,8 +450,8 @@ def corpus(size, seed=0):
     twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text", "interleaved": "tool"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
-        if kind == "wiki":
-            yield wiki_document(rng, 256)[0]
+        if kind in PLAIN:
+            yield "".join(PLAIN[kind](rng, 256))
             continue
         if kind in DENSE:
             yield "".join(words for _, words in DENSE[kind](rng, 1.0))

@@ -22,7 +22,7 @@ from .checkpoint import write_json
 from .engine import Engine
 from .errors import BadInput, command, number
 from .model import load
-from .rollout import chat_prompt, content_of, question_content, tool_media
+from .rollout import MAX_NEW, chat_prompt, content_of, question_content, tool_media
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import exam
@@ -52,7 +52,7 @@ def ask_document(engine, problems, think=False):
     return [(text.partition("\nanswer:")[2] if think else text).split("\n")[0].strip() for text in said]
 
 
-def ask_chat(engine, problems, thinking=True, tools=False, max_new=160):
+def ask_chat(engine, problems, thinking=True, tools=False, max_new=MAX_NEW):
     """Responses in chat, tools run in the sandbox if they are declared."""
     prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, thinking, tools) for p in problems]
     if not tools:

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from . import plan
@@ -27,9 +27,6 @@ from .rollout import chat_prompt, content_of
 from .tokenizer import Rendered, Tokenizer
 from .world import exam
 from .world.verify import correct
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt                                          # noqa: E402
 
 ROWS = {"arithmetic": "text", "scene_text": "text", "chat_picture": "pictures", "count": "pictures", "direction": "clips"}
 BOTH = ("long", "brief")
@@ -192,7 +189,8 @@ def picture(cards: list[dict], path: Path) -> None:
     """Accuracy against mean response tokens, all seeds together: overall, by ability, and long against its cap."""
     pooled = {part: {key: {row: sum((card[part][key][row] for card in cards), Answers()) for row in ROWS} for key in cards[0][part]}
               for part in ("stages", "caps", "sweep")}
-    fig, axes = plt.subplots(2, 4, figsize=(15, 7))
+    fig = Figure(figsize=(15, 7))
+    axes = fig.subplots(2, 4)
     panels = [("all", together), *((f"{row} ({kind})", lambda rows, row=row: rows[row]) for row, kind in ROWS.items())]
     for ax, (title, choose) in zip(axes.flat, panels):
         frontier(ax, pooled, choose)

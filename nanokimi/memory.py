@@ -31,7 +31,7 @@ from .vision import prepare_image
 
 aten = torch.ops.aten
 BY_VALUE = (aten.nonzero.default, aten.bincount.default, aten.repeat_interleave.Tensor)     # the shape of the result depends on values
-PROBLEMS, K, MAX_NEW = 64, 8, 120       # of an iteration of rl.py: its defaults
+PROBLEMS, K = 64, 8              # of an iteration of rl.py: its defaults
 GIB = 2 ** 30
 
 
@@ -215,12 +215,12 @@ def needs(preset: Preset, tokenizer: Tokenizer, half: bool = True) -> dict[str, 
         model = shell(preset, pad, "cuda")
         weights, engine = ledger.live, Engine(model, tokenizer, "cuda")
         states(MuonClip(model.named_parameters(), lr=1e-4))
-        groups = [rollout.start(engine, item, K, MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
+        groups = [rollout.start(engine, item, K, rollout.MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
         contexts = [talk.context() for group in groups for talk in group.talks]
         first = [contexts[i] for i in engine._batches(contexts)[0]]      # the longest prompts
-        out["rl: responses"] = generation(model, ledger, engine, first, MAX_NEW, kept=ledger.live - weights)
+        out["rl: responses"] = generation(model, ledger, engine, first, rollout.MAX_NEW, kept=ledger.live - weights)
     for talk in (talk for group in groups for talk in group.talks):      # responses of full length
-        talk.response.add([0] * MAX_NEW, [0.0] * MAX_NEW, True)
+        talk.response.add([0] * rollout.MAX_NEW, [0.0] * rollout.MAX_NEW, True)
     micro = rollout.micro_batches(groups, [[0.0] * K] * PROBLEMS, vision.patch, tokenizer.pad, MICRO_TOKENS)[0]
     with dry_run() as ledger:
         out["rl: update"], _ = training(shell(preset, pad).train(), ledger, micro.batch, half=False, update=False)       # rl.py is in fp32

@@ -28,7 +28,7 @@ def wilson_interval(correct, n, z=1.96):
     p, spread = correct / n, z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))      # it holds p: rounding must not say otherwise
 
 
 # ------------------------------------------------------------------------------------------------------------ run figures

@@ -1,12 +1,18 @@
 """The released checkpoints answer as their card says, load in any stage, and are small."""
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import sample
+from nanokimi import data
 from nanokimi.checkpoint import RELEASED, newest_stage
 from nanokimi.release import STAGES, card
+from nanokimi.rollout import MAX_NEW
+from nanokimi.tokenizer import Tokenizer
+from nanokimi.world import exam
 
 torch.set_num_threads(2)
 
@@ -27,3 +33,12 @@ def test_a_clone_without_a_run_is_served_by_them(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoints" in said and "17" in said
     assert newest_stage(RELEASED).name == "rl", "of a clone's files none is newer: the card's order counts"
+
+
+def test_every_program_fits_into_a_turn():
+    """A turn that was too short once cut every maze's program off: it looked as if mazes could not be learned."""
+    tokenizer = Tokenizer.load(RELEASED / "tokenizer", 8)
+    for row in ("tool_text", "tool_picture"):
+        for problem in exam.exam(row, "val", 60):
+            messages, _ = data.chat_messages(replace(problem, context=()), np.random.default_rng(0))
+            assert sum(tokenizer.render_chat(messages[:2]).mask) <= MAX_NEW, problem.question

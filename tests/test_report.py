@@ -70,6 +70,6 @@ def test_wilson_interval():
     low, high = wilson_interval(81, 263)                                       # Newcombe 1998, Table I: 0.2553 to 0.3662
     assert low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
     assert wilson_interval(0, 20)[0] == 0 and wilson_interval(0, 20)[1] == pytest.approx(0.1611, abs=1e-4)
-    assert wilson_interval(5, 5)[1] == 1.0
+    assert all(wilson_interval(n, n)[1] == 1.0 and wilson_interval(0, n)[0] == 0.0 for n in range(1, 60)), "rounding"
     with pytest.raises(AssertionError):
         wilson_interval(0, 0)

@@ -11,7 +11,7 @@ from .types import Image
 
 def crowd(rng, level, most=6):
     """A scene of 1 to `most` things (2 at level 0) on a canvas of 32 to 56 pixels, mostly shapes: cheap colours and kinds."""
-    kinds = sample_kinds(rng, int(rng.integers(1, 3 + round((most - 2) * level))), "train", IN_SCENES if rng.random() < 0.3 else ())
+    kinds = sample_kinds(rng, int(rng.integers(1, 3 + round((most - 2) * level))), "train", IN_SCENES if rng.random() < 0.5 else ())
     return sample_scene(rng, "train", kinds=kinds, sides=(48, 60) if any(colour is None for colour, _ in kinds) else (32, 56))
 
 
@@ -63,14 +63,14 @@ def event(rng, level):
     kinds = sample_kinds(rng, count, "train") if rng.random() < 3 * level else [("yellow", "square")]
     if len(set(kinds)) < len(kinds):
         return event(rng, level)
-    frames = int(rng.integers(5, 13)) if rng.random() < 0.25 * level else 4
+    frames = int(rng.integers(5, 13)) if rng.random() < 0.4 * level else 4
     scene = sample_scene(rng, "train", kinds=kinds, sides=(24, 40 + round(8 * level)))
     acts = {thing: act(rng, scene, thing, frames) for thing in scene.things}
     plot = rng.random() / max(level, 1e-6)
-    if plot < 0.3:                                                       # one thing acts, the others stay
+    if plot < 0.4:                                                       # one thing acts, the others stay
         only = scene.things[rng.integers(len(scene.things))]
         acts |= {thing: ("stays", "", None, 0) for thing in scene.things if thing is not only}
-    elif plot < 0.6:                                                     # one after the other
+    elif plot < 0.7:                                                     # one after the other
         for thing, when in zip(scene.things, rng.permutation(frames - 1) + 1):
             acts[thing] = ("appears", "", None, int(when))
     background = draw.background(rng, scene.height, scene.width, level)
