@@ -121,7 +121,7 @@ def flywheel(args, run):
     trajectories are recycled for later joint RL (K2.5 2.3)."""
     half = args.iterations and max(1, args.iterations // 2)
     name, rft = f"{args.name}-first", f"{args.name}-rft"
-    first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "name": name})
+    first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2 / (1 - SHORT_SHARE), "iterations": half, "name": name})    # all RL
     last = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "start": rft})
     settle(run / args.name, last)                                        # refuses now, not after half of the time
     if not (run / rft / "model.safetensors").exists():
@@ -131,7 +131,7 @@ def flywheel(args, run):
 
 
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
-    """RFT: samples of a finished RL stage that earned everything, at most `most` a problem, teach the starting stage."""
+    """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
     sampler, learns = load(run / source), load(run / args.start).train()
     tokenizer = Tokenizer.load(run / "tokenizer", sampler.config.vision.patch)
     engine, rng = Engine(sampler, tokenizer), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
@@ -180,7 +180,9 @@ def improve(args, folder, engine):
         thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
         unfinished = thawed(state["unfinished"])
         waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state.get("waiting", [])]
+    started = time.perf_counter()
     pool = pool or first_pool(args, engine)
+    state["seconds"] += time.perf_counter() - started                    # curation counts
     with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
         iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel)
     return pool
@@ -250,7 +252,9 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
 
 def hopeless(row, panel, patience=5):
     """One clear sentence when nothing can be learned: no group whose responses differ in reward, from the first iterations on."""
-    panel.barren = panel.barren + 1 if row["zero_variance"] == 1.0 else 0
+    if "reward" not in row:                                              # no response is over yet
+        return
+    panel.barren = panel.barren + 1 if row["steps"] == 0 else 0
     if panel.barren == patience:
         why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
         fail(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "

@@ -262,7 +262,7 @@ def read(model, tokenizer, documents):
 def documents_row(model, tokenizer, row, split, number):
     """{"exact", "nats"} by problem: an exam row in the pre-training format with its true answers."""
     vision = model.config.vision
-    documents = [tokenizer.render_document(data.context_parts(p, vision) + data.question_parts(p, row == "arithmetic"))
+    documents = [tokenizer.render_document(data.context_parts(p, vision) + data.question_parts(p, row in evaluate.THOUGHT))
                  for p in problems_of(row, split, number)]
     exact, nats, targets = read(model, tokenizer, documents)
     return {"exact": list(exact), "nats": [loss / n for loss, n in zip(nats, targets)]}

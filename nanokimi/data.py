@@ -24,7 +24,7 @@ STAGES = {"pretrain": 1, "sft": 2, "longctx": 3}
 PATHS = {"picture": (0.10, 0.40), "clip": (0.20, 0.60)}    # from easy to the exam's difficulty between these shares of the steps (ours)
 SHARDS = 2                      # parts of a step; the number of processes must divide it
 
-# Documents by kind, in shares of the documents drawn (tokens differ: train.py prints both). The vision ratio is constant from the first
+# Documents by kind, in shares of the documents drawn (shares of tokens differ: train.py prints those of pictures and clips). The vision ratio is constant from the first
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
     "events": 0.115, "clip": 0.06,                                                                   # clips: dense, and with questions
@@ -125,11 +125,12 @@ def document(problems, rng, vision, most=3):
 def thinks(problem, chosen, rng):
     """Whether a document reasons before this answer: always where it is a sum (those are not for guessing), mostly where things are
     counted or a text says what is needed, never where a caption is asked for: it would be said twice."""
+    told = any(isinstance(part, str) for part in problem.context)
     if problem.verifier == "caption":
         return False
-    if problem.ability == "counting" or problem.modality == "text" and problem.context:
+    if problem.ability == "counting" or told:
         return rng.random() < ALOUD
-    return chosen or not problem.context and problem.ability == "reasoning"
+    return chosen or problem.ability == "reasoning" and problem.modality == "text"
 
 
 def wiki_document(rng, tokens):

@@ -114,7 +114,7 @@ class Engine:
         """k responses to each prompt, in the order of the prompts; temperature 0 is greedy.
 
         Random numbers belong to (seed, prompt, sample), so a response does not depend on what else is in the batch (up to float noise).
-        A response ends with im_end or eos, after max_new tokens, or where the context is full.
+        A response ends with im_end or eos, after max_new tokens, where the context is full, or where it repeats itself.
         Raises BadInput for a prompt that leaves no room in the context, and for a model whose output is not a number.
         """
         out = self._generate([p for p in prompts for _ in range(k)], [(seed, i, j) for i in range(len(prompts)) for j in range(k)],

@@ -22,14 +22,14 @@ from .checkpoint import write_json
 from .engine import Engine
 from .errors import BadInput, command, number
 from .model import load
-from .rollout import MAX_NEW, chat_prompt, content_of, question_content, tool_media
+from .rollout import MAX_NEW, MAX_TURNS, chat_prompt, content_of, question_content, tool_media
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import exam
 from .world.types import Image
 from .world.verify import correct, score
 
-LENGTHS = {"caption": 40, "box": 16, "points": 40, "ocr": 8, "count": 4, "exact": 10, "program": 80}       # tokens of an answer
+LENGTHS = {"caption": 40, "box": 16, "points": 48, "ocr": 8, "count": 4, "exact": 10, "program": 80}       # tokens of an answer
 THINKING_LENGTH = 120                                                          # tokens of reasoning and answer in a document
 VIDEO = ("direction", "appear", "order")
 TARGETS = {"caption_f1": ">=0.90", "count_exact": ">=0.85", "name_acc": ">=0.80", "video_acc": ">=0.80", "nplus1_name_ratio": ">=0.80",
@@ -57,7 +57,7 @@ def ask_chat(engine, problems, thinking=True, tools=False, max_new=MAX_NEW):
     prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, thinking, tools) for p in problems]
     if not tools:
         return [r for (r,) in engine.generate(prompts, max_new=max_new)]
-    return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=2)
+    return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=MAX_TURNS)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def base_rows(engine, split, number):
     if unseen:                                                           # pictures with a colour x kind pair that training never shows
         rows["caption_f1_unseen_pair"] = mean_score(*([of["caption"][i] for i in unseen] for of in (problems, answers)))
     rows |= two_halves(engine, problems, rows) | controls(engine, problems)
-    rows["zv_format_before"] = format_rate(ask_chat(engine, problems["chat_picture"], max_new=80))
+    rows["zv_format_before"] = format_rate(ask_chat(engine, problems["chat_picture"]))
     return rows
 
 
@@ -196,6 +196,7 @@ def report_card(run, split, number, precision="fp32", stage="sft"):
 
 QUICK = {"pretrain": ("caption", "count", "name", *VIDEO, "ground", "ocr", "capital", "arithmetic", "scene_text"),
          "sft": ("arithmetic", "scene_text", "tool_text", "caption", "count", "name", "chat_picture")}
+THOUGHT = ("arithmetic", "count", "scene_text")                          # rows that documents mostly answer after thinking
 QUICK["longctx"] = QUICK["pretrain"]                                     # what must not be forgotten; needles.py asks what was gained
 
 
@@ -210,7 +211,7 @@ def quick_documents(stage, tokenizer, vision, number=40):
                 messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
-                doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row == "arithmetic"))
+                doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))
             out.append((row, doc))
     return out
 
@@ -314,18 +315,27 @@ def print_card(rows, number, split):
     for column, justify in (("row", "left"), ("value", "right"), ("95 %", "right"), ("target", "right")):
         table.add_column(column, justify=justify)
     for name, value in rows.items():
-        parts = name.split("_")
-        rate = not {"f1", "iou", "digit", "ratio", "drop", "gap", "margin", "tokens", "axb"} & set(parts) and name != "text_acc"
-        low, high = report.wilson_interval(round(value * number), number) if rate else (None, None)
-        table.add_row(name, f"{value:.3f}", f"{low:.2f}-{high:.2f}" if rate else "", TARGETS.get(name, ""))
+        rate = not {"f1", "iou", "digit", "ratio", "drop", "gap", "margin", "tokens", "axb", "program"} & set(name.split("_"))
+        asked = asked_in(name, number)
+        low, high = report.wilson_interval(round(value * asked), asked) if rate and asked else (None, None)
+        table.add_row(name, f"{value:.3f}", f"{low:.2f}-{high:.2f}" if low is not None else "", TARGETS.get(name, ""))
     plan.console.print(table)
+
+
+POOLED = {"video_acc": 3, "video_blind": 3, "video_one_frame": 3, "video_shuffled": 3, "text_acc": 3}       # rows that are the mean of several
+PARTS = ("unseen_pair", "illusion", "maze")                              # rows that are part of another one
+
+
+def asked_in(name, number):
+    """How many problems stand behind a row, where `number` are asked a row; None for a part of a row, and for what is pooled elsewhere."""
+    return None if name.endswith(PARTS) or "visual" in name else number * POOLED.get(name, 1)
 
 
 def over_seeds(cards, number, targets):
     """Cards of several runs as rows of a results file: mean and standard deviation over seeds (DESIGN 7)."""
     values = {name: [card[name] for card in cards] for name in cards[0]}
     return [{"name": name, "mean": float(np.mean(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen,
-             "problems": number, "target": targets.get(name)} for name, seen in values.items()]
+             "problems": asked_in(name, number), "target": targets.get(name)} for name, seen in values.items()]
 
 
 def write_results(runs, cards, number, path):
@@ -367,11 +377,11 @@ def sum_minutes(run):
 
 
 def exam_arguments(description, results, stage=False):
-    """The command line of what asks the exam, with --stage if wanted; --out is `results` where three runs are asked the test split. Sets the threads."""
+    """The command line of what asks the exam, with --stage if wanted; --out is `results` where three runs or more are asked the test split. Sets the threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")
-    parser.add_argument("--problems", type=number(int, 1), help="a row (default: 100 on val, 500 on test)")
+    parser.add_argument("--problems", type=number(int, 2), help="a row (default: 100 on val, 500 on test)")
     parser.add_argument("--out", type=Path, help=f"write the rows to this results file (default with three runs on test: {results})")
     parser.add_argument("--threads", type=number(int, 1), default=plan.cores())
     if stage:

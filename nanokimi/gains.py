@@ -3,7 +3,8 @@
     python -m nanokimi.gains runs/nano                                   val split, 100 problems a row
     python -m nanokimi.gains --split test runs/s0 runs/s1 runs/s2        writes results/rl.json from three runs
 
-All rows are asked in chat with thinking, greedy, and scored by the verifiers that RL learns from (partial credit included).
+All rows are asked in chat with thinking, greedy, and scored by the verifiers that RL learns from, partial credit included; tool and eyes
+rows count what is wholly right.
 """
 import json
 import sys

@@ -41,7 +41,7 @@ class Learner:
         mismatch is that of the first step, before anything has changed. MuonClip's step is equally large however
         small the gradient, so where there is nothing to learn there must be no step."""
         learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
-        stats = {"steps": 0, "log_ratio": [], "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
+        stats = {"steps": 0, "tokens": 0, "log_ratio": [], "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
         if self.objective == "k15":
             self.optimizer.state.clear()                                 # every iteration is a new problem (k1.5 2.3.2)
         for _ in range(self.inner):
@@ -62,6 +62,7 @@ class Learner:
             arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
             old, *rest = (torch.from_numpy(array).to(self.device) for array in arrays)
             OBJECTIVES[self.objective](Samples(new, old, *rest, tokens, responses)).backward()
+            stats["tokens"] += len(new)
             ratio = (new - old).detach()
             stats["log_ratio"].append(ratio.abs().mean().item())
             stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.abs().max().item())

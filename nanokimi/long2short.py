@@ -40,8 +40,8 @@ def length(talk) -> int:
 
 
 def right_ones(group: Group) -> list:
-    """The responses of a finished group that earned everything."""
-    return [talk for talk, reward in zip(group.talks, group.rewards) if reward >= 1.0]
+    """The responses of a finished group that are right."""
+    return [talk for talk, right in zip(group.talks, group.right()) if right]
 
 
 def shortest(group: Group, rng):
@@ -67,8 +67,7 @@ def preferences(group: Group, rng) -> list[tuple]:
     if chosen is None:
         return []
     least = length(chosen)
-    rejected = [talk for talk, reward in zip(group.talks, group.rewards)
-                if (length(talk) >= 1.5 * least if reward >= 1.0 else length(talk) > least)]
+    rejected = [talk for talk, right in zip(group.talks, group.right()) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
     return [(chosen, talk) for talk in rejected]
 
 
@@ -156,7 +155,7 @@ def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
 
 def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
     """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
-    return {key_of(group.item): budget([length(talk) for talk in group.talks], [r >= 1.0 for r in group.rewards], percentile)
+    return {key_of(group.item): budget([length(talk) for talk in group.talks], group.right(), percentile)
             for group in groups}
 
 

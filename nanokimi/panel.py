@@ -17,7 +17,7 @@ SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "
 def summary(groups, unfinished, stats, clock):
     """The numbers of an iteration. clock: perf_counter before the rollout, after it, and after the update."""
     if not groups:
-        return {"reward": float("nan"), "zero_variance": 0.0, "unfinished": len(unfinished), "steps": 0, "abilities": {}}
+        return {"unfinished": len(unfinished), "steps": 0, "abilities": {}}                      # nothing is over yet (--segment, --stale)
     responses = [response for group in groups for response in group.responses]
     rewards = np.array([group.rewards for group in groups])                      # (P, k)
     sampled = sum(sum(r.sampled) for r in responses)
@@ -34,7 +34,7 @@ def summary(groups, unfinished, stats, clock):
             **{name: value for name, value in stats.items() if name.startswith("mismatch")},
             "length": sampled / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
-            "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["steps"] and sampled / (clock[2] - clock[1]),
+            "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
             "rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "steps": stats["steps"], "unfinished": len(unfinished),
             "stale": float(np.mean([version < newest for r in responses for version in r.versions])),
             "abilities": {name: float(np.mean(values)) for name, values in sorted(abilities.items())}}

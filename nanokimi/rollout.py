@@ -11,6 +11,7 @@ import numpy as np
 
 from . import data
 from .engine import Conversation, Engine, Response
+from .errors import BadInput
 from .model import Batch
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
@@ -35,6 +36,7 @@ MAKERS = {                      # (ability, modality) -> problems of the train s
     ("video", "text"): lambda rng: world.clip_twin_problems(rng, "train"),
 }
 CLIPS = (world.direction_problems, world.appear_problems, world.order_problems)
+WEIGHTS = {("video", "video"): 2}                                         # clips are asked three kinds of questions; all others weigh 1
 STREAM = 7                      # separates RL's random numbers from those of pre-training and the cold start
 MAX_TURNS = 3                   # calls of the tool, plus one (ours)
 MAX_NEW = 256                   # tokens a turn (ours): a program that finds its way through a maze takes 210
@@ -63,8 +65,8 @@ class Item:
 
 
 def make_pool(number: int, visual: float, seed: int) -> list[Item]:
-    """`number` recipes, a share `visual` of them on pictures and clips, abilities in equal parts within each half."""
-    seen, read = ([key for key in MAKERS if (key[1] != "text") == wanted] for wanted in (True, False))
+    """`number` recipes, a share `visual` of them on pictures and clips, abilities by WEIGHTS within each part."""
+    seen, read = ([key for key in MAKERS if (key[1] != "text") == wanted for _ in range(WEIGHTS.get(key, 1))] for wanted in (True, False))
     keys = [seen[i % len(seen)] for i in range(round(visual * number))]
     keys += [read[i % len(read)] for i in range(number - len(keys))]
     return [Item(*key, seed=seed * 10 ** 6 + i) for i, key in enumerate(keys)]
@@ -117,7 +119,7 @@ class Group:
             if self.problem.code and not talk.over:
                 talk.sandbox = Sandbox(tool_media(self.problem))
                 if talk.response.ids:
-                    replay(engine, talk)
+                    replay(engine, talk)                                  # for the variables: the pictures that came back are kept
 
     def close_tools(self) -> None:
         """Gives the processes back."""
@@ -249,22 +251,25 @@ def freeze(group: Group) -> dict:
 
 
 def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
-    """The group again, with the pictures that its tools returned: their calls are run once more."""
+    """The group again, with the pictures that its tools returned: their calls are run once more. BadInput where one came back otherwise,
+    as on a machine so busy that a call ran out of time."""
     item = next(item for item in pool if item.seed == frozen["seed"])
     group = start(engine, item, len(frozen["talks"]), frozen["max_new"], tuple(frozen["key"]))
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
         talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
         talk.sandbox = Sandbox(tool_media(group.problem)) if group.problem.code else None
-        replay(engine, talk)
+        talk.response.clips = replay(engine, talk)
+        pads = sum(clip.tokens(engine.tokenizer.patch) for clip in talk.response.clips)
+        if pads != talk.response.ids.count(engine.tokenizer.media_pad):
+            raise BadInput("a tool call of an unfinished response gave another picture than before: start again when the machine is less busy")
     group.close_tools()
     return group
 
 
-def replay(engine: Engine, talk: Conversation) -> None:
-    """Runs the calls that were answered already, for their variables and pictures, and parses the last turn."""
-    response, turns = talk.response, [[]]
-    response.clips = []
+def replay(engine: Engine, talk: Conversation) -> list:
+    """Runs the calls that were answered already, for their variables, and parses the last turn. Returns the pictures that they gave."""
+    response, turns, clips = talk.response, [[]], []
     for token, sampled in zip(response.ids, response.sampled):
         if sampled:
             turns[-1].append(token)
@@ -273,8 +278,9 @@ def replay(engine: Engine, talk: Conversation) -> None:
     for ids in turns[:-1]:
         for call in engine.tokenizer.parse_response(ids, opened=talk.prompt.ids[-1] == engine.tokenizer.think)["tool_calls"]:
             parts, _ = engine.call_tool(call, talk.sandbox)
-            response.clips += [part for part in parts if not isinstance(part, str)]
+            clips += [part for part in parts if not isinstance(part, str)]
     response.parsed = engine.tokenizer.parse_response(turns[-1], opened=talk.prompt.ids[-1] == engine.tokenizer.think)
+    return clips
 
 
 # ---- curation (k1.5 2.1) ----------------------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def thumbnails(pixels):
 
 def blind(problems):
     """Every problem with the media of another one."""
+    assert len(problems) > 1, "one problem has no other one whose picture it could be given"
     half = len(problems) // 2
     other = lambda i: problems[(i + half) % len(problems)]
     pixels = lambda p: {"img": p.meta["img"]} if "img" in p.meta else {}
