@@ -1,6 +1,7 @@
 """Scenes: a few things with colour, kind, size and place; drawn as a picture, moved as a clip, or put into words.
 
-Splits are by content: some colour x kind pairs are never in a training scene, some pictogram sizes never in a training picture.
+Splits are by content: some colour x kind pairs are never in a training scene, some pictogram sizes never in a training picture. (The two
+words of such a pair do meet in training, where a caption reads another colour than it learns to say: data.misled.)
 """
 from dataclasses import dataclass, replace
 
