@@ -52,9 +52,9 @@ def ask_document(engine, problems, think=False):
     return [(text.partition("\nanswer:")[2] if think else text).split("\n")[0].strip() for text in said]
 
 
-def ask_chat(engine, problems, thinking=True, tools=False, max_new=MAX_NEW):
+def ask_chat(engine, problems, tools=False, max_new=MAX_NEW):
     """Responses in chat, tools run in the sandbox if they are declared."""
-    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, thinking, tools) for p in problems]
+    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, use_tools=tools) for p in problems]
     if not tools:
         return [r for (r,) in engine.generate(prompts, max_new=max_new)]
     return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=MAX_TURNS)
@@ -175,7 +175,7 @@ def chat_rows(engine, split, number, known):
     return rows
 
 
-def report_card(run, split, number, precision="fp32", stage="sft"):
+def report_card(run, split, number, stage="sft"):
     """All rows of a run: {"row": value}; `stage` answers what is asked in chat. Each reading of the test split is noted in the run."""
     run = Path(run)
     if not (run / stage / "model.safetensors").exists():
@@ -185,7 +185,7 @@ def report_card(run, split, number, precision="fp32", stage="sft"):
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
     base, chat = load(run / "pretrain"), load(run / stage)              # both before the first takes its time
     tokenizer = Tokenizer.load(run / "tokenizer", base.config.vision.patch)
-    base, chat = (Engine(model, tokenizer, precision=precision) for model in (base, chat))
+    base, chat = (Engine(model, tokenizer) for model in (base, chat))
     rows = base_rows(base, split, number)
     rows |= chat_rows(chat, split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]

@@ -151,7 +151,7 @@ def travel(rng, direction, width, height, size, frames):
     return start + np.arange(frames)[:, None] * step * speed
 
 
-def film(rng, background, frames, present):
+def film(background, frames, present):
     """A clip from `present(frame) -> things`."""
     return Clip(np.stack([paint(present(frame), background) for frame in range(frames)]))
 
