@@ -22,8 +22,7 @@ from .checkpoint import write_json
 from .engine import Engine
 from .errors import BadInput, command, number
 from .model import load
-from .rollout import MAX_NEW, MAX_TURNS, chat_prompt, content_of, question_content, tool_media
-from .sandbox import Sandbox
+from .rollout import MAX_NEW, begin, content_of, question_content, respond
 from .tokenizer import Rendered, Tokenizer
 from .world import exam
 from .world.types import Image
@@ -54,10 +53,9 @@ def ask_document(engine, problems, think=False):
 
 def ask_chat(engine, problems, tools=False, max_new=MAX_NEW):
     """Responses in chat, tools run in the sandbox if they are declared."""
-    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, use_tools=tools) for p in problems]
-    if not tools:
-        return [r for (r,) in engine.generate(prompts, max_new=max_new)]
-    return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=MAX_TURNS)
+    groups = [begin(engine, p, 1, max_new, (0, i), tools=tools) for i, p in enumerate(problems)]
+    respond(engine, groups)
+    return [group.responses[0] for group in groups]
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------------

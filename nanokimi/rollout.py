@@ -85,10 +85,11 @@ def choose(pool: list[Item], number: int, rng, easiest: float = 1.0, prioritised
 
 @dataclass
 class Group:
-    """The k responses to one problem, under way or finished, and their rewards."""
-    item: Item
+    """The k responses to one problem, under way or finished, and their rewards. tools: whether Python is declared. item: None outside of RL."""
     problem: Problem
     talks: list[Conversation]
+    tools: bool
+    item: Item | None = None
     rewards: list[float] = field(default_factory=list)
 
     @property
@@ -116,7 +117,7 @@ class Group:
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""
         for talk in self.talks:
-            if self.problem.code and not talk.over:
+            if self.tools and not talk.over:
                 talk.sandbox = Sandbox(tool_media(self.problem))
                 if talk.response.ids:
                     replay(engine, talk)                                  # for the variables: the pictures that came back are kept
@@ -152,15 +153,21 @@ def content_of(response: Response) -> str:
     return response.parsed["content"].strip()
 
 
+def begin(engine: Engine, problem: Problem, k: int, max_new: int, key: tuple, thinking: bool = True, tools: bool = False,
+          item: Item | None = None) -> Group:
+    """A group whose responses are still empty."""
+    prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, tools)
+    return Group(problem, [Conversation(prompt, (*key, j), max_new, MAX_TURNS if tools else 1) for j in range(k)], tools, item)
+
+
 def start(engine: Engine, item: Item, k: int, max_new: int, key: tuple, thinking: bool = True) -> Group:
-    """A group whose responses are still empty. The tool is declared where the problem needs it."""
+    """A group for a problem of the pool. The tool is declared where the problem needs it."""
     problem = item.problem()
-    prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, bool(problem.code))
-    return Group(item, problem, [Conversation(prompt, (*key, j), max_new, MAX_TURNS if problem.code else 1) for j in range(k)])
+    return begin(engine, problem, k, max_new, key, thinking, bool(problem.code), item)
 
 
-def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
-    """Samples on, each response to its end or `segment` tokens further: (finished groups with rewards, unfinished ones)."""
+def respond(engine: Engine, groups: list[Group], temperature: float = 0.0, segment: int | None = None) -> None:
+    """Samples on, each response to its end or `segment` tokens further. Tool processes live no longer than this takes."""
     for part in in_parts(groups):
         try:
             for group in part:
@@ -169,6 +176,11 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
         finally:
             for group in part:
                 group.close_tools()
+
+
+def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
+    """Samples on: (finished groups with rewards, unfinished ones)."""
+    respond(engine, groups, temperature, segment)
     done, rest = ([g for g in groups if g.over == wanted] for wanted in (True, False))
     for group in done:
         thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
@@ -180,7 +192,7 @@ def in_parts(groups: list[Group]) -> list[list[Group]]:
     """Groups in parts that do not hold more than OPEN tool processes."""
     parts, used = [[]], 0
     for group in groups:
-        needs = len(group.talks) if group.problem.code else 0
+        needs = len(group.talks) if group.tools else 0
         if parts[-1] and used + needs > OPEN:
             parts.append([])
             used = 0
@@ -258,7 +270,7 @@ def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
         talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
-        talk.sandbox = Sandbox(tool_media(group.problem)) if group.problem.code else None
+        talk.sandbox = Sandbox(tool_media(group.problem)) if group.tools else None
         talk.response.clips = replay(engine, talk)
         pads = sum(clip.tokens(engine.tokenizer.patch) for clip in talk.response.clips)
         if pads != talk.response.ids.count(engine.tokenizer.media_pad):
