@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -323,10 +322,7 @@ def main():
     torch.set_num_threads(1)
     with plan.hold(run):
         run_arm(run, note)
-        if split == "test":
-            reading = {"time": time.time(), "problems": note["problems"], "commit": plan.commit(), "what": "claims"}
-            with open(run / "test_reads.jsonl", "a") as file:
-                file.write(json.dumps(reading) + "\n")
+        evaluate.note_reading(run, split, note["problems"], "claims")
         values = measure(run, Settings(**note["settings"]), note["wanted"], split, note["problems"])
         checkpoint.write_json(run / f"{split}.json", values)
 

@@ -173,14 +173,19 @@ def chat_rows(engine, split, number, known):
     return rows
 
 
+def note_reading(run, split, number, what):
+    """Each reading of the test split is noted in the run (DESIGN 4)."""
+    if split == "test":
+        with open(run / "test_reads.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": what}) + "\n")
+
+
 def report_card(run, split, number, stage="sft"):
-    """All rows of a run: {"row": value}; `stage` answers what is asked in chat. Each reading of the test split is noted in the run."""
+    """All rows of a run: {"row": value}; `stage` answers what is asked in chat."""
     run = Path(run)
     if not (run / stage / "model.safetensors").exists():
         raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
-    if split == "test":
-        with open(run / "test_reads.jsonl", "a") as file:
-            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
+    note_reading(run, split, number, "exam")
     base, chat = load(run / "pretrain"), load(run / stage)              # both before the first takes its time
     tokenizer = Tokenizer.load(run / "tokenizer", base.config.vision.patch)
     base, chat = (Engine(model, tokenizer) for model in (base, chat))
@@ -336,17 +341,14 @@ def over_seeds(cards, number, targets):
              "problems": asked_in(name, number), "target": targets.get(name)} for name, seen in values.items()]
 
 
-def write_results(runs, cards, number, path):
-    """results/nano.json from several runs."""
-    settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
-    minutes = [sum_minutes(run) for run in runs]
-    content = {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
-               "evaluation": {"command": " ".join(["python -m nanokimi.evaluate", *sys.argv[1:]]), "commit": plan.commit()},
-               "steps": [s["steps"] for s in settings], "machine": settings[0]["machine"],
-               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION,
-               "rows": over_seeds(cards, number, TARGETS), "bands": bands(runs)}
+def write_results(path, module, command, settings, minutes, rows, **more):
+    """A results file (DESIGN 7): `settings` by run, what the trainings noted; `module` is the one that asked now."""
+    first = settings[0]
     path.parent.mkdir(exist_ok=True)
-    write_json(path, content)
+    write_json(path, {"experiment": path.stem, "command": command, "commit": first["commit"],
+                      "evaluation": {"command": " ".join([f"python -m nanokimi.{module}", *sys.argv[1:]]), "commit": plan.commit()},
+                      "machine": first["machine"], "threads": first["threads"], "seeds": [s["seed"] for s in settings],
+                      "minutes": minutes, **more, "rows": rows})
 
 
 def bands(runs, minutes=(2, 5, 10, 15)):
@@ -365,13 +367,13 @@ def bands(runs, minutes=(2, 5, 10, 15)):
     return out
 
 
-def sum_minutes(run):
-    """Wall clock minutes that the run's stages took, from its metrics."""
+def sum_minutes(run, *stages):
+    """Wall clock minutes that these stages of the run took (all of them where none is named), from its metrics."""
     last = {}
     for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         last[row["stage"]] = row["seconds"]
-    return round(sum(last.values()) / 60, 2)
+    return round(sum(last[stage] for stage in stages or last) / 60, 2)
 
 
 def exam_arguments(description, results, stage=False):
@@ -400,7 +402,9 @@ def main():
         cards.append(report_card(run, args.split, args.problems, stage=args.stage))
         print_card(cards[-1], args.problems, args.split)
     if args.out:
-        write_results(args.runs, cards, args.problems, args.out)
+        settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
+        write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run) for run in args.runs],
+                      over_seeds(cards, args.problems, TARGETS), steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@
 All rows are asked in chat with thinking, greedy. Which method is best is decided on the val split, whatever split is reported.
 """
 import json
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +14,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from . import plan
-from .checkpoint import write_json
 from .engine import Engine
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, over_seeds
+from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, write_results
 from .long2short import LONGEST, METHODS, merge
 from .model import load
 from .report import save_png, style, wilson_interval
@@ -100,9 +97,7 @@ def ask_for_more(engine, problems) -> Answers:
 def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: bool = True) -> dict:
     """{"stages": {stage: {row: Answers}}, "caps": {cap: {row: Answers}}, "sweep": {share: {row: Answers}}, "more": {stage: {row: Answers}}}.
     `only` these stages; without controls, nothing but the stages."""
-    if split == "test":
-        with open(run / "test_reads.jsonl", "a") as file:
-            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "long2short"}) + "\n")
+    note_reading(run, split, number, "long2short")
     exams = {row: exam.exam(row, split, number) for row in ROWS}
     stages = [stage for stage in only if (run / stage / "model.safetensors").exists()]
     out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
@@ -225,17 +220,6 @@ def caps_panel(ax, caps: dict) -> None:
     style(ax, "long, thinking cut at a share of its mean length", "share")
 
 
-def write_results(runs: list[Path], cards: list[dict], best: str, number: int, path: Path) -> None:
-    """results/long2short.json from several runs."""
-    settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in runs]
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"experiment": path.stem, "command": "python rl.py long2short --run RUN", "best": best, "commit": settings[0]["commit"],
-                      "evaluation": {"command": " ".join(["python -m nanokimi.lengths", *sys.argv[1:]]), "commit": plan.commit()},
-                      "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
-                      "minutes": [total_minutes(run) for run in runs], "exam": exam.VERSION,
-                      "rows": over_seeds([rows_of(card, best) for card in cards], number * len(ROWS), TARGETS)})
-
-
 def total_minutes(run: Path) -> float:
     """Wall clock of the two models and all methods."""
     notes = [run / stage / "long2short.json" for stage in STAGES]
@@ -265,7 +249,10 @@ def main() -> None:
     for card in cards:
         print_card(card, args.problems, args.split, best)
     if args.out:
-        write_results(args.runs, cards, best, args.problems, args.out)
+        settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in args.runs]
+        rows = over_seeds([rows_of(card, best) for card in cards], args.problems * len(ROWS), TARGETS)
+        write_results(args.out, "lengths", "python rl.py long2short --run RUN", settings, [total_minutes(run) for run in args.runs], rows,
+                      best=best, exam=exam.VERSION)
         picture(cards, args.out.with_suffix(".png"))
 
 
