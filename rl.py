@@ -21,7 +21,6 @@ from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine
 from nanokimi.errors import command, fail, number, reading
 from nanokimi.learner import Learner, muon
-from nanokimi.long2short import shortest_correct
 from nanokimi.model import load, save
 from nanokimi.panel import Panel, summary
 from nanokimi.policy import OBJECTIVES, length_reward, length_weight
@@ -140,10 +139,7 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6 + 1, n)) for n, item in enumerate(items)]
     done, _ = rollout.carry_on(engine, groups, args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
-    learner = Learner(learns, tokenizer, muon(learns, lr))
-    for _ in range(epochs if kept else 0):
-        for part in long2short.batches_of(kept, documents, rng):
-            learner.imitate(part)
+    Learner(learns, tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
     plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
     save(learns, folder)
 
@@ -277,13 +273,11 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
     groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6, n)) for n, item in enumerate(items)]
     done, _ = rollout.carry_on(engine, groups, args.temperature)
-    chosen = [doc for group in done if (doc := shortest_correct(group, rng)) is not None]
+    chosen = long2short.shortest_correct(done, rng)
     if not chosen:
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
-    learner = Learner(engine.model, engine.tokenizer, muon(engine.model, lr))
-    for start in range(0, len(chosen), documents):
-        learner.imitate(chosen[start:start + documents])
+    Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents)
     save(engine.model, folder)
     long = np.mean([sum(r.sampled) for g in done for r in g.responses])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "

@@ -86,6 +86,12 @@ class Learner:
         self.step()
         return loss.item()
 
+    def imitate_all(self, documents: list[Rendered], size: int, rng=None, epochs: int = 1) -> None:
+        """Supervised learning on documents, `size` a step; with rng in random order."""
+        for _ in range(epochs):
+            for part in batches_of(documents, size, rng):
+                self.imitate(part)
+
     def prefer(self, pairs: list[tuple], beta: float) -> float:
         """One step of DPO on (chosen, rejected) pairs of (document, log-probability under the model that sampled it); returns the loss."""
         total = 0.0
@@ -121,6 +127,13 @@ class Learner:
         qk_clip(self.model, QK_CLIP)
         self.model.language.update_bias(0.0)                             # uses up the loads
         self.optimizer.zero_grad()
+
+
+def batches_of(things: list, size: int, rng=None):
+    """The things `size` at a time; with rng in random order."""
+    order = range(len(things)) if rng is None else rng.permutation(len(things))
+    for start in range(0, len(things), size):
+        yield [things[i] for i in order[start:start + size]]
 
 
 def muon(model: NanoKimi, lr: float) -> MuonClip:

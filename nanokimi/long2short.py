@@ -19,7 +19,7 @@ from . import data, plan, rollout
 from .checkpoint import read_json, write_json
 from .engine import Engine
 from .errors import BadInput, number
-from .learner import Learner, muon
+from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
 from .policy import budget, length_reward, toggle
@@ -54,10 +54,9 @@ def shortest(group: Group, rng):
     return equal[rng.integers(len(equal))]
 
 
-def shortest_correct(group: Group, rng) -> Rendered | None:
-    """Prompt and shortest right response as one document; None where nothing was right."""
-    talk = shortest(group, rng)
-    return None if talk is None else talk.response.trajectory(talk.prompt)
+def shortest_correct(groups: list[Group], rng) -> list[Rendered]:
+    """Prompt and shortest right response of every group that has one, as documents."""
+    return [talk.response.trajectory(talk.prompt) for group in groups if (talk := shortest(group, rng)) is not None]
 
 
 def preferences(group: Group, rng) -> list[tuple]:
@@ -96,10 +95,8 @@ def sample(engine: Engine, pool: list, seed: int) -> list[Group]:
 
 def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 3, documents: int = 32) -> str:
     """Shortest rejection sampling: supervised learning on the shortest right response."""
-    chosen = [doc for group in groups if (doc := shortest_correct(group, rng)) is not None]
-    for epoch in range(epochs):
-        for part in batches_of(chosen, documents, rng):
-            learner.imitate(part)
+    chosen = shortest_correct(groups, rng)
+    learner.imitate_all(chosen, documents, rng, epochs)
     return f"{len(chosen)} shortest responses; {len(groups) - len(chosen)} problems without a right one are left out"
 
 
@@ -110,13 +107,6 @@ def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.
     losses = [learner.prefer([tuple(map(with_reference, pair)) for pair in part], beta) for part in batches_of(picked, pairs, rng)]
     return (f"{len(picked)} pairs of {sum(map(bool, by_group))} problems, {sum(not p for p in by_group)} problems without a pair; loss "
             f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no pair: nothing was learned")
-
-
-def batches_of(things: list, size: int, rng):
-    """The things in random order, `size` at a time."""
-    order = rng.permutation(len(things))
-    for start in range(0, len(things), size):
-        yield [things[i] for i in order[start:start + size]]
 
 
 def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, lr: float,
