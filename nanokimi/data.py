@@ -372,6 +372,13 @@ def to_batch(rows, length, pad, patch):
     return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, segments)), patches, grid_thw, media)
 
 
+def packed(documents, pad, patch):
+    """(Batch of all documents, numbers of the documents in reading order: packing sorts by length). Rows are of 64 tokens or a multiple."""
+    length, numbers = -(-max(len(doc.ids) for doc in documents) // 64) * 64, {id(doc): n for n, doc in enumerate(documents)}
+    rows = pack(documents, length)
+    return to_batch(rows, length, pad, patch), [numbers[id(doc)] for row in rows for doc in row]
+
+
 def shared_media(clips, unique, patch):
     """Which media token of the `unique` clips stands at each media token of `clips`: (M,)."""
     ends = np.cumsum([clip.tokens(patch) for clip in unique])

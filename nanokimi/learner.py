@@ -80,8 +80,8 @@ class Learner:
     # ---------------------------------------------------------------- imitation and preference
     def imitate(self, documents: list[Rendered]) -> float:
         """One step of supervised learning on these documents; returns the loss."""
-        rows, length = self._rows(documents)
-        loss, _ = self.model.loss(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        batch, _ = data.packed(documents, self.tokenizer.pad, self.tokenizer.patch)
+        loss, _ = self.model.loss(batch.to(self.device))
         loss.backward()
         self.step()
         return loss.item()
@@ -107,16 +107,10 @@ class Learner:
 
     def sequence_logprobs(self, documents: list[Rendered]) -> torch.Tensor:
         """(D,) log-probability of what is trained on in each document, summed."""
-        rows, length = self._rows(documents)
-        place = {id(doc): n for n, doc in enumerate(documents)}
-        order = [place[id(doc)] for row in rows for doc in row]          # packing sorts by length
-        logprobs, _ = self.model.target_logprobs(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        batch, order = data.packed(documents, self.tokenizer.pad, self.tokenizer.patch)
+        logprobs, _ = self.model.target_logprobs(batch.to(self.device))
         owner = torch.tensor(np.repeat(order, [sum(documents[n].mask[1:]) for n in order]), device=self.device)
         return logprobs.new_zeros(len(documents)).index_add(0, owner, logprobs)
-
-    def _rows(self, documents: list[Rendered]) -> tuple[list, int]:
-        length = -(-max(len(doc.ids) for doc in documents) // 64) * 64
-        return data.pack(documents, length), length
 
     def step(self) -> None:
         """Clips the gradients, updates, clips the logits; the router's balance is left as pre-training made it."""

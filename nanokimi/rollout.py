@@ -238,16 +238,12 @@ def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, p
 
 
 def _training(pairs, patch, pad) -> Training:
-    entries = [(talk.response, talk.response.trajectory(talk.prompt), value, np.mean(values), np.std(values))
-               for group, values in pairs for talk, value in zip(group.talks, values)]
-    documents = {id(doc): n for n, (_, doc, *_) in enumerate(entries)}
-    length = -(-max(len(doc.ids) for _, doc, *_ in entries) // 64) * 64
-    rows = data.pack([doc for _, doc, *_ in entries], length)
-    order = [documents[id(doc)] for row in rows for doc in row]               # packing sorts by length
-    sampled = [[p for p, own in zip(entries[n][0].logprobs, entries[n][0].sampled) if own] for n in order]
+    talks = [talk for group, _ in pairs for talk in group.talks]
+    batch, order = data.packed([talk.response.trajectory(talk.prompt) for talk in talks], pad, patch)
+    sampled = [[p for p, own in zip(talks[n].response.logprobs, talks[n].response.sampled) if own] for n in order]
     owner = np.repeat(order, [len(logprobs) for logprobs in sampled])
-    reward, baseline, spread = (np.array(column, np.float32) for column in list(zip(*entries))[2:])
-    return Training(data.to_batch(rows, length, pad, patch), np.concatenate(sampled).astype(np.float32), owner, reward, baseline, spread)
+    by_response = [(value, np.mean(values), np.std(values)) for _, values in pairs for value in values]
+    return Training(batch, np.concatenate(sampled).astype(np.float32), owner, *np.array(by_response, np.float32).T)
 
 
 # ---- unfinished responses in a checkpoint ---------------------------------------------------------------------------------------------
