@@ -22,6 +22,7 @@ from nanokimi.engine import Engine
 from nanokimi.errors import command, fail, number, reading
 from nanokimi.learner import Learner, muon
 from nanokimi.model import load, save
+from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
 from nanokimi.policy import OBJECTIVES, length_reward, length_weight
 from nanokimi.tokenizer import Tokenizer
@@ -187,8 +188,7 @@ def improve(args, folder, engine):
 def make_learner(args, engine):
     """The model that samples is the model that learns."""
     model = engine.model
-    optimizer = muon(model, args.lr) if args.optimizer == "muon" else torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
-                                                                                      weight_decay=0.0)
+    optimizer = muon(model, args.lr) if args.optimizer == "muon" else AdamW(model.parameters(), args.lr, weight_decay=0.0)
     return Learner(model, engine.tokenizer, optimizer, args.objective, args.temperature, args.inner, args.step_problems, args.replay, args.seed)
 
 
@@ -214,8 +214,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
         sampler.receive(engine.model)                                         # the hand-over from training to rollout
         handover, sampler.version = time.perf_counter() - clock[0], iteration
-        for group in learner.optimizer.param_groups:                          # a Muon step is never shorter than its rate: it must shrink to settle
-            group["lr"] = args.lr * (1 - args.decay * progress)
+        learner.optimizer.set_schedule(1 - args.decay * progress)             # a Muon step is never shorter than its rate: it must shrink to settle
         rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
         items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)

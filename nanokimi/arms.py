@@ -24,7 +24,7 @@ from .config import PRESETS
 from .engine import Engine
 from .errors import command
 from .model import NanoKimi, choose_kernel, load, save
-from .muon import ADAMW_TABLES, MuonClip
+from .muon import AdamW, MuonClip
 from .rollout import content_of
 from .tokenizer import Learn, Tokenizer
 from .vision import MoonViT3D
@@ -134,15 +134,6 @@ class TwoEncoders(MoonViT3D):
                 for i, piece in zip(own_ones, media.split([tokens[i] for i in own_ones])):
                     out[i] = piece
         return torch.cat(out)                                            # (M, 4, D) in the caller's order
-
-
-class AdamW(torch.optim.AdamW):
-    """AdamW for everything, with the schedule and the settings of MuonClip's own AdamW part."""
-
-    def __init__(self, parameters, lr, weight_decay):
-        super().__init__([{"params": list(parameters), "base_lr": lr}], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
-
-    set_schedule = MuonClip.set_schedule
 
 
 def preset_of(s):

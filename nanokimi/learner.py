@@ -10,7 +10,7 @@ import torch
 from . import data, rollout
 from .errors import BadInput
 from .model import NanoKimi
-from .muon import MuonClip, qk_clip
+from .muon import AdamW, MuonClip, qk_clip
 from .policy import OBJECTIVES, Samples, dpo, mismatch
 from .tokenizer import Rendered, Tokenizer
 
@@ -23,7 +23,7 @@ class Learner:
     """A model, its optimizer, and how to learn from responses that were sampled at `temperature`."""
     model: NanoKimi
     tokenizer: Tokenizer
-    optimizer: torch.optim.Optimizer
+    optimizer: MuonClip | AdamW
     objective: str = "k25"
     temperature: float = 1.0
     inner: int = 1                  # passes over the responses of an iteration (k1.5 takes several)

@@ -109,13 +109,11 @@ def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.
             f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no pair: nothing was learned")
 
 
-def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, lr: float,
-              problems: int = 32) -> str:
+def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, problems: int = 32) -> str:
     """RL, equally many iterations for every method. rewards_of(group, iteration) -> the rewards that it learns from."""
     lengths = []
     for iteration in range(iterations):
-        for part in learner.optimizer.param_groups:
-            part["lr"] = lr * (1 - 0.9 * iteration / iterations)
+        learner.optimizer.set_schedule(1 - 0.9 * iteration / iterations)
         rng = np.random.default_rng([STREAM, seed, iteration, 1])
         items = rollout.choose(pool, problems, rng)
         groups = [rollout.start(engine, item, K, max_new, (STREAM, seed, iteration, n)) for n, item in enumerate(items)]
@@ -156,13 +154,12 @@ def key_of(item) -> tuple:
 
 # ---- stages --------------------------------------------------------------------------------------------------------------------------------
 
-def teach(learner: Learner, style: str, steps: int, seed: int, lr: float) -> None:
+def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
     """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
     batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style)
     for step in range(steps):
-        for part in learner.optimizer.param_groups:
-            part["lr"] = lr * wsd(step, steps, 10, 0.5)
+        learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
         shards, counts = batches[step]
         for batch in shards:
             batch.denominator, batch.rows = counts["targets"], counts["rows"]
@@ -199,7 +196,7 @@ def think(run: Path, args, say) -> None:
             continue
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
-        teach(learner, style, args.sft_steps, args.seed, args.sft_lr)
+        teach(learner, style, args.sft_steps, args.seed)
         finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started, say)
 
 
@@ -236,7 +233,7 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
         rewards_of, most = {"rl": (with_penalty(args.weight), int(0.4 * LONGEST)),             # k1.5: a much smaller maximum
                             "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
                             "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
-        note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed, args.lr)
+        note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed)
     finish(run, f"l2s-{method}", learner.model, args, note, started, say)
 
 

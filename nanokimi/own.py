@@ -210,8 +210,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     last = time.perf_counter()
     with plan.interruptible() as stop:
         for step in range(state["step"], steps):
-            for part in learner.optimizer.param_groups:
-                part["lr"] = lr * wsd(step, steps, 10, 0.5)
+            learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
             loss = learner.imitate(documents_of(theirs, tokenizer, model.config.vision, np.random.default_rng([args.seed, 3, step])))
             if (step + 1) % 20 == 0:
                 say(f"{step + 1:5d}  loss {loss:.3f}")
