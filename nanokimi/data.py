@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,22 +62,18 @@ def prepared(part, vision):
 
 # ---- documents (pre-training) ------------------------------------------------------------------------------------------------------
 
-def make_problems(kind, rng, level=1.0, split="train"):
-    """The problems of one document; level: see world/problems.py."""
-    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems,
-              "naming": world.naming_problems, "ocr": world.ocr_problems,
-              "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
-              "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems, "program": world.program_problems,
-              "placed": world.placed_problems, "crop_call": tools.crop_call_problems}
-    if kind in ("scene", "counting", "clip"):
-        return makers[kind](rng, split, level=level)
-    if kind == "interleaved":
-        return interleaved_problems(rng)
-    if kind == "crop_call":
-        return makers[kind](rng)
-    if kind in ("scene_text", "ocr_text"):
-        return makers[kind.removesuffix("_text")](rng, split, modality="text")
-    return makers[kind](rng, split)
+PROBLEMS = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems, "naming": world.naming_problems,
+            "ocr": world.ocr_problems, "category": world.category_problems, "capital": world.capital_problems,
+            "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems,
+            "program": world.program_problems, "placed": world.placed_problems,
+            "scene_text": partial(world.scene_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
+            "interleaved": lambda rng, _: interleaved_problems(rng), "crop_call": lambda rng, _: tools.crop_call_problems(rng)}
+LEVELLED = ("scene", "counting", "clip")                   # of these there are easy ones: see world/problems.py
+
+
+def make_problems(kind, rng, level=1.0):
+    """The problems of one document."""
+    return PROBLEMS[kind](rng, "train", **({"level": level} if kind in LEVELLED else {}))
 
 
 def interleaved_problems(rng):
