@@ -7,9 +7,8 @@ how busy they are changes a number. Killed or stopped, the same command goes on 
 """
 import json
 import math
-import shutil
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -224,12 +223,6 @@ def run_arm(run, note):
 
 # ---- questions -------------------------------------------------------------------------------------------------------------------------
 
-@lru_cache(maxsize=None)
-def problems_of(row, split, number):
-    """The exam's problems, drawn once."""
-    return exam.exam(row, split, number)
-
-
 @torch.no_grad()
 def read(model, tokenizer, documents):
     """(exact, nats, targets) by document, teacher-forced: whether every trained-on token is the first choice, their loss, their number."""
@@ -253,7 +246,7 @@ def documents_row(model, tokenizer, row, split, number):
     """{"exact", "nats"} by problem: an exam row in the pre-training format with its true answers."""
     vision = model.config.vision
     documents = [tokenizer.render_document(data.context_parts(p, vision) + data.question_parts(p, row in evaluate.THOUGHT))
-                 for p in problems_of(row, split, number)]
+                 for p in exam.exam(row, split, number)]
     exact, nats, targets = read(model, tokenizer, documents)
     return {"exact": list(exact), "nats": [loss / n for loss, n in zip(nats, targets)]}
 
@@ -267,7 +260,7 @@ def bits_per_byte(model, tokenizer, split, number):
 
 def chat_row(engine, row, split, number, blind=False):
     """Scores by problem in chat with thinking, greedy; the tool where the row needs it; blind: with other pictures."""
-    problems = problems_of(row, split, number)
+    problems = exam.exam(row, split, number)
     problems = exam.blind(problems) if blind else problems
     responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS)
     return [float(score(p, content_of(r))) for p, r in zip(problems, responses)]

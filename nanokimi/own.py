@@ -31,7 +31,7 @@ from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
 from .rollout import content_of, question_content
-from .tokenizer import Learn, Rendered, Tokenizer
+from .tokenizer import Rendered, Tokenizer
 from .world import exam
 from .world.types import Clip, Image, Problem
 from .world.verify import correct
