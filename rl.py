@@ -260,7 +260,7 @@ def with_length(group, weight):
     """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
     if weight == 0:
         return group.rewards
-    lengths = length_reward([sum(response.sampled) for response in group.responses], group.right())
+    lengths = length_reward([sum(response.sampled) for response in group.responses], group.right)
     return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
 
 

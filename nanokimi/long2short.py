@@ -41,7 +41,7 @@ def length(talk) -> int:
 
 def right_ones(group: Group) -> list:
     """The responses of a finished group that are right."""
-    return [talk for talk, right in zip(group.talks, group.right()) if right]
+    return [talk for talk, right in zip(group.talks, group.right) if right]
 
 
 def shortest(group: Group, rng):
@@ -66,7 +66,7 @@ def preferences(group: Group, rng) -> list[tuple]:
     if chosen is None:
         return []
     least = length(chosen)
-    rejected = [talk for talk, right in zip(group.talks, group.right()) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
+    rejected = [talk for talk, right in zip(group.talks, group.right) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
     return [(chosen, talk) for talk in rejected]
 
 
@@ -128,7 +128,7 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
 def with_penalty(weight: float):
     """Rewards with k1.5's length reward (2.3.3): the second RL phase of long2short."""
     def rewards_of(group, iteration):
-        extra = length_reward([length(talk) for talk in group.talks], group.right())
+        extra = length_reward([length(talk) for talk in group.talks], group.right)
         return [reward + weight * e for reward, e in zip(group.rewards, extra)]
     return rewards_of
 
@@ -143,7 +143,7 @@ def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
 
 def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
     """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
-    return {key_of(group.item): budget([length(talk) for talk in group.talks], group.right(), percentile)
+    return {key_of(group.item): budget([length(talk) for talk in group.talks], group.right, percentile)
             for group in groups}
 
 

@@ -85,12 +85,14 @@ def choose(pool: list[Item], number: int, rng, easiest: float = 1.0, prioritised
 
 @dataclass
 class Group:
-    """The k responses to one problem, under way or finished, and their rewards. tools: whether Python is declared. item: None outside of RL."""
+    """The k responses to one problem, under way or finished; then their rewards and whether they are right. tools: whether Python is declared.
+    item: None outside of RL."""
     problem: Problem
     talks: list[Conversation]
     tools: bool
     item: Item | None = None
     rewards: list[float] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
 
     @property
     def responses(self) -> list[Response]:
@@ -106,13 +108,9 @@ class Group:
         """Whether there is anything to learn: some responses did better than others."""
         return max(self.rewards) - min(self.rewards) > 1e-6
 
-    def right(self) -> list[bool]:
-        """Which responses are right."""
-        return [r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]
-
     def solved(self) -> float:
         """Share of right responses."""
-        return float(np.mean(self.right()))
+        return float(np.mean(self.right))
 
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""
@@ -185,6 +183,7 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
     for group in done:
         thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
         group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
+        group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
     return done, rest
 
 

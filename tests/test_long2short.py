@@ -26,7 +26,7 @@ def group(*responses):
     """(tokens, reward) of each response."""
     talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
     rewards = [r for _, r in responses]
-    return SimpleNamespace(talks=talks, rewards=rewards, right=lambda: [r == 1.0 for r in rewards],
+    return SimpleNamespace(talks=talks, rewards=rewards, right=[r == 1.0 for r in rewards],
                            item=SimpleNamespace(ability="a", modality="text", seed=1))
 
 

@@ -140,7 +140,7 @@ def test_no_step_without_a_difference(monkeypatch, base):
 
 def test_length_penalty_waits_and_then_counts(monkeypatch, base):
     responses = [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]
-    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": responses, "right": lambda self: [True, True, False]})()
+    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": responses, "right": [True, True, False]})()
     assert rl.with_length(group, 0.0) == [1.0, 1.0, 0.0]
     assert rl.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
 
