@@ -18,14 +18,13 @@ import numpy as np
 import torch
 
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
-from nanokimi.engine import Engine
+from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import command, fail, number, reading
 from nanokimi.learner import Learner, muon
 from nanokimi.model import load, save
 from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
 from nanokimi.policy import OBJECTIVES, length_reward, length_weight
-from nanokimi.tokenizer import Tokenizer
 
 SHORT_SHARE = 0.15              # of the minutes: sampling and training for shortest rejection sampling
 
@@ -133,14 +132,13 @@ def flywheel(args, run):
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
     """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
     sampler, learns = load(run / source), load(run / args.start).train()
-    tokenizer = Tokenizer.load(run / "tokenizer", sampler.config.vision.patch)
-    engine, rng = Engine(sampler, tokenizer), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
+    engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
     pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
     groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6 + 1, n)) for n, item in enumerate(items)]
     done, _ = rollout.carry_on(engine, groups, args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
-    Learner(learns, tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
+    Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
     plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
     save(learns, folder)
 
@@ -152,7 +150,7 @@ def reinforce(args, run, then_shorten=True):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     finished = (folder / "model.safetensors").exists()
     model = load(folder if finished else run / args.start, device).train()
-    engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)     # one set of weights samples and learns
+    engine = engine_of(run, model, device)                               # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])

@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -370,6 +371,11 @@ class Engine:
             if step is None:
                 return
             yield step[1:]
+
+
+def engine_of(run: Path, model, device: torch.device | str = "cpu") -> Engine:
+    """An engine for a model of the run, with the run's tokenizer."""
+    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)
 
 
 def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:

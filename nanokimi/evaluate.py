@@ -19,11 +19,11 @@ from rich.table import Table
 
 from . import data, plan, report
 from .checkpoint import write_json
-from .engine import Engine
+from .engine import engine_of
 from .errors import BadInput, command, number
 from .model import load
 from .rollout import MAX_NEW, begin, content_of, question_content, respond
-from .tokenizer import Rendered, Tokenizer
+from .tokenizer import Rendered
 from .world import exam
 from .world.types import Image
 from .world.verify import correct, score
@@ -186,9 +186,7 @@ def report_card(run, split, number, stage="sft"):
     if not (run / stage / "model.safetensors").exists():
         raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
     note_reading(run, split, number, "exam")
-    base, chat = load(run / "pretrain"), load(run / stage)              # both before the first takes its time
-    tokenizer = Tokenizer.load(run / "tokenizer", base.config.vision.patch)
-    base, chat = (Engine(model, tokenizer) for model in (base, chat))
+    base, chat = (engine_of(run, load(run / folder)) for folder in ("pretrain", stage))      # both before the first takes its time
     rows = base_rows(base, split, number)
     rows |= chat_rows(chat, split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
@@ -294,8 +292,7 @@ def finish_run(run, preset, log):
 
 def sample_answers(run):
     """Eight val problems asked in chat after the cold start: what answers.png shows."""
-    tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
-    engine = Engine(load(run / "sft"), tokenizer)
+    engine = engine_of(run, load(run / "sft"))
     shown = {"chat_picture": 3, "name": 1, "direction": 1, "order": 1, "arithmetic": 1, "caption": 1}
     picked = [problem for row, number in shown.items() for problem in exam.exam(row, "val", number)]
     items = []

@@ -13,12 +13,11 @@ import numpy as np
 from rich.table import Table
 
 from . import plan
-from .engine import Engine
+from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, write_results
 from .model import load
 from .rollout import content_of
-from .tokenizer import Tokenizer
 from .world import exam
 
 STAGES = ("sft", "rl", "short")                                          # folders of a run
@@ -62,13 +61,8 @@ def tool_rows(engine, split, number):
 def stages(run, split, number):
     """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
     note_reading(run, split, number, "gains")
-    tokenizer, cards = None, {}
-    for folder in STAGES:
-        if (run / folder / "model.safetensors").exists():
-            model = load(run / folder)
-            tokenizer = tokenizer or Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-            cards[folder] = chat_rows(Engine(model, tokenizer), split, number)
-    return cards
+    there = [folder for folder in STAGES if (run / folder / "model.safetensors").exists()]
+    return {folder: chat_rows(engine_of(run, load(run / folder)), split, number) for folder in there}
 
 
 def gains(cards):

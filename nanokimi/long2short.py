@@ -17,14 +17,14 @@ import torch
 
 from . import data, plan, rollout
 from .checkpoint import read_json, write_json
-from .engine import Engine
+from .engine import Engine, engine_of
 from .errors import BadInput, number
 from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
 from .policy import budget, length_reward, toggle
 from .rollout import Group
-from .tokenizer import Rendered, Tokenizer
+from .tokenizer import Rendered
 
 METHODS = ("merge", "shortest", "dpo", "rl", "toggle", "rigid")
 K = 8                           # samples a problem, as in the paper
@@ -172,8 +172,8 @@ def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
 def fresh(run: Path, stage: str, lr: float) -> tuple[Learner, Engine]:
     """A learner on the weights of a stage, and the engine that samples from the same weights."""
     model = load(run / stage).train()
-    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-    return Learner(model, tokenizer, muon(model, lr)), Engine(model, tokenizer)
+    engine = engine_of(run, model)
+    return Learner(model, engine.tokenizer, muon(model, lr)), engine
 
 
 def make_pool(number: int, seed: int) -> list:

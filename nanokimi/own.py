@@ -23,7 +23,7 @@ import torch
 
 from . import checkpoint, data, plan
 from .checkpoint import newest_stage, read_json, write_json
-from .engine import Engine
+from .engine import Engine, engine_of
 from .errors import BadInput, command, reading
 from .evaluate import ask_chat
 from .learner import Learner, muon
@@ -277,12 +277,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     args, problems = parser.parse_args(), []
     for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
-        model = load(stage)
-        tokenizer = Tokenizer.load(args.run / "tokenizer", model.config.vision.patch)
-        problems = problems or [e.problem for e in read(args.data, tokenizer, model.config.vision) if e.problem]
+        engine = engine_of(args.run, load(stage))
+        problems = problems or [e.problem for e in read(args.data, engine.tokenizer, engine.model.config.vision) if e.problem]
         if not problems:
             raise BadInput(f"{args.data} holds no picture and no clip to ask about.")
-        plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems):.3f} of {len(problems)}", markup=False)
+        plan.console.print(f"{stage.name}: {answered(engine, problems):.3f} of {len(problems)}", markup=False)
 
 
 if __name__ == "__main__":

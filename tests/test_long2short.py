@@ -217,7 +217,7 @@ def test_measurement(shortened, monkeypatch, tmp_path, capsys):
 
 
 def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
-    tiny = lengths.open_stage(shortened, lengths.load(shortened / "long"))
+    tiny = lengths.engine_of(shortened, lengths.load(shortened / "long"))
     problems = lengths.exam.exam("scene_text", "val", 3)
     answers = lengths.ask_capped(tiny, problems, 5)
     assert len(answers.hits) == 3 and max(answers.tokens) <= 6              # five tokens of thinking, and </think>
