@@ -99,8 +99,7 @@ class ArmBatches(data.Batches):
             drawn = self.chats(rng, s.sft_tokens // data.SHARDS)
         else:
             return super().shard(step, shard)
-        batch = data.to_batch(data.pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
-        return batch, data.counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
+        return self.batch(drawn)
 
     def chats(self, rng, tokens):
         """Chats, some about pictures, until there are `tokens` of them."""
@@ -270,9 +269,8 @@ def from_log(run, row):
     """One number of a whole training: "reward" = mean over RL's iterations (area under the curve), "max_logit" = the largest of
     pre-training, "rollout" = rollout seconds a finished response, "response" = tokens of one."""
     if row == "max_logit":
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [max(line["max_logit"] for line in lines if line["stage"] == "pretrain")]
-    lines = [line for line in map(json.loads, (run / "rl" / "metrics.jsonl").read_text().splitlines()) if "pass_rate" in line]
+        return [max(line["max_logit"] for line in checkpoint.read_rows(run / "metrics.jsonl") if line["stage"] == "pretrain")]
+    lines = [line for line in checkpoint.read_rows(run / "rl" / "metrics.jsonl") if "pass_rate" in line]
     if row == "reward":
         return [float(np.mean([line["reward"] for line in lines]))]
     tokens = sum(line["rollout_tokens_s"] * line["rollout_s"] for line in lines)

@@ -424,6 +424,10 @@ class Batches(Dataset):
             drawn = [longctx_document(rng, self.tokenizer, self.vision, self.length, kind) for kind in draw_kinds(rng, LONGCTX, number)]
         else:
             drawn = [sft_document(rng, self.tokenizer, self.vision, self.length, self.style) for _ in range(number)]
+        return self.batch(drawn)
+
+    def batch(self, drawn):
+        """(Batch, counts) of [(kind, document)]."""
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
         return batch, counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
 

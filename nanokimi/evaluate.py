@@ -18,7 +18,7 @@ import torch
 from rich.table import Table
 
 from . import data, plan, report
-from .checkpoint import write_json
+from .checkpoint import read_rows, write_json
 from .engine import engine_of
 from .errors import BadInput, command, number
 from .model import load
@@ -350,8 +350,7 @@ def write_results(path, module, command, settings, minutes, rows, **more):
 
 def bands(runs, minutes=(2, 5, 10, 15)):
     """What a healthy run shows: [{"minute", "loss": [low, high], "val": {row: [low, high]}}] over runs, in pre-training."""
-    logs = [[json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()] for run in runs]
-    logs = [[row for row in log if row["stage"] == "pretrain"] for log in logs]
+    logs = [[row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "pretrain"] for run in runs]
     out = []
     for minute in minutes:
         seen = [[row for row in log if row["seconds"] <= 60 * minute] for log in logs]
@@ -366,10 +365,7 @@ def bands(runs, minutes=(2, 5, 10, 15)):
 
 def sum_minutes(run, *stages):
     """Wall clock minutes that these stages of the run took (all of them where none is named), from its metrics."""
-    last = {}
-    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        last[row["stage"]] = row["seconds"]
+    last = {row["stage"]: row["seconds"] for row in read_rows(run / "metrics.jsonl")}
     return round(sum(last[stage] for stage in stages or last) / 60, 2)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from . import plan
+from .checkpoint import read_rows
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, write_results
@@ -101,7 +102,7 @@ def main():
         print_cards(card, args.problems, args.split)
     if args.out:
         settings = [json.loads((run / "rl" / "rl.json").read_text()) for run in args.runs]
-        last = [json.loads((run / "rl" / "metrics.jsonl").read_text().splitlines()[-1]) for run in args.runs]
+        last = [read_rows(run / "rl" / "metrics.jsonl")[-1] for run in args.runs]
         write_results(args.out, "gains", settings[0]["command"], settings, [round(row["seconds"] / 60, 2) for row in last],
                       over_seeds([gains(card) for card in cards], args.problems, TARGETS), iterations=[row["iteration"] for row in last],
                       exam=exam.VERSION)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan
-from .checkpoint import RELEASED, write_json
+from .checkpoint import RELEASED, read_rows, write_json
 from .engine import engine_of
 from .evaluate import BASE, ask_chat, ask_document, mean_score
 from .model import load
@@ -46,7 +46,7 @@ def halve(source, target):
 
 def thin(source, target, every):
     """Every so many rows of a metrics.jsonl, and those measured on val: what the notebooks draw."""
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows = read_rows(source)
     target.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i % every == 0 or "val" in row))
 
 
