@@ -24,7 +24,7 @@ from nanokimi.learner import Learner, muon
 from nanokimi.model import load, save
 from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
-from nanokimi.policy import OBJECTIVES, length_reward, length_weight
+from nanokimi.policy import OBJECTIVES, length_weight
 
 SHORT_SHARE = 0.15              # of the minutes: sampling and training for shortest rejection sampling
 
@@ -221,7 +221,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         waiting.append(groups)
         groups = waiting.pop(0) if len(waiting) > args.stale else []
         clock.append(time.perf_counter())
-        rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
+        rewards = [rollout.with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
         stats = learner.update(groups, rewards, iteration)
         clock.append(time.perf_counter())
 
@@ -254,14 +254,6 @@ def hopeless(row, panel, patience=5):
              "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
-def with_length(group, weight):
-    """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
-    if weight == 0:
-        return group.rewards
-    lengths = length_reward([sum(response.sampled) for response in group.responses], group.right)
-    return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
-
-
 def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
     Writes the model into `folder`."""
@@ -276,7 +268,7 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
         return
     Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents)
     save(engine.model, folder)
-    long = np.mean([sum(r.sampled) for g in done for r in g.responses])
+    long = np.mean([group.lengths for group in done])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
                        f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
 

@@ -22,7 +22,7 @@ from .errors import BadInput, number
 from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
-from .policy import budget, length_reward, toggle
+from .policy import budget, toggle
 from .rollout import Group
 from .tokenizer import Rendered
 
@@ -121,30 +121,20 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
         learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
         for group in groups:
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
-        lengths.append(np.mean([length(talk) for group in groups for talk in group.talks]))
+        lengths.append(np.mean([group.lengths for group in groups]))
     return f"{iterations} iterations, mean length {lengths[0]:.0f} to {lengths[-1]:.0f}"
-
-
-def with_penalty(weight: float):
-    """Rewards with k1.5's length reward (2.3.3): the second RL phase of long2short."""
-    def rewards_of(group, iteration):
-        extra = length_reward([length(talk) for talk in group.talks], group.right)
-        return [reward + weight * e for reward, e in zip(group.rewards, extra)]
-    return rewards_of
 
 
 def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
     """Toggle's rewards; with an endless phase the budget is rigid. budgets: {(ability, modality, seed) of an item: tokens or None}."""
     def rewards_of(group, iteration):
-        limit = budgets[key_of(group.item)]
-        return toggle(group.rewards, [length(talk) for talk in group.talks], limit, iteration, phase, threshold)
+        return toggle(group.rewards, group.lengths, budgets[key_of(group.item)], iteration, phase, threshold)
     return rewards_of
 
 
 def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
     """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
-    return {key_of(group.item): budget([length(talk) for talk in group.talks], group.right, percentile)
-            for group in groups}
+    return {key_of(group.item): budget(group.lengths, group.right, percentile) for group in groups}
 
 
 def key_of(item) -> tuple:
@@ -230,7 +220,8 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
         note = prefer_shortest(learner, groups, rng)
     else:
         pool = [replace(group.item) for group in groups]
-        rewards_of, most = {"rl": (with_penalty(args.weight), int(0.4 * LONGEST)),             # k1.5: a much smaller maximum
+        penalised = lambda group, iteration: rollout.with_length(group, args.weight)
+        rewards_of, most = {"rl": (penalised, int(0.4 * LONGEST)),                              # k1.5: a much smaller maximum
                             "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
                             "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
         note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed)
@@ -270,6 +261,6 @@ def run_methods(run: Path, args) -> None:
         _, engine = fresh(run, "long", args.lr)
         groups = sample(engine, make_pool(args.problems, args.seed), args.seed)
         say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
-            f"{np.mean([length(talk) for g in groups for talk in g.talks]):.0f} tokens")
+            f"{np.mean([group.lengths for group in groups]):.0f} tokens")
     for method in wanted:
         apply(method, run, args, groups, say)

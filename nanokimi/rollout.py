@@ -13,6 +13,7 @@ from . import data
 from .engine import Conversation, Engine, Response
 from .errors import BadInput
 from .model import Batch
+from .policy import length_reward
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import problems as world, tools, verify
@@ -97,6 +98,11 @@ class Group:
     @property
     def responses(self) -> list[Response]:
         return [talk.response for talk in self.talks]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that the model wrote in each response."""
+        return [sum(response.sampled) for response in self.responses]
 
     @property
     def over(self) -> bool:
@@ -205,6 +211,11 @@ def reward(problem: Problem, response: Response, thinking: bool = True) -> float
     thought = not thinking or bool((response.parsed["thinking"] or "").strip())
     fine = response.stop == "end" and response.parsed["well_formed"] and thought
     return verify.score(problem, content_of(response)) if fine else 0.0
+
+
+def with_length(group: Group, weight: float) -> list[float]:
+    """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
+    return [r + weight * extra for r, extra in zip(group.rewards, length_reward(group.lengths, group.right))] if weight else group.rewards
 
 
 # ---- what trains -----------------------------------------------------------------------------------------------------------------------
