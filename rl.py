@@ -135,8 +135,7 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
     pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
-    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6 + 1, n)) for n, item in enumerate(items)]
-    done, _ = rollout.carry_on(engine, groups, args.temperature)
+    done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6 + 1), args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
     Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
     plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
@@ -260,8 +259,7 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
-    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6, n)) for n, item in enumerate(items)]
-    done, _ = rollout.carry_on(engine, groups, args.temperature)
+    done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6), args.temperature)
     chosen = long2short.shortest_correct(done, rng)
     if not chosen:
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")

@@ -209,7 +209,7 @@ def quick_documents(stage, tokenizer, vision, number=40):
             chat = stage == "sft" and row in ("arithmetic", "scene_text", "tool_text", "chat_picture")
             if chat:
                 messages, _ = data.chat_messages(replace(problem, context=()), rng)
-                messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
+                messages[0]["content"] = question_content(problem, vision)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
                 doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))

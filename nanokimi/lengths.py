@@ -62,34 +62,30 @@ def ask(engine, problems) -> Answers:
     return Answers([correct(p, content_of(r)) for p, r in zip(problems, responses)], [len(r.ids) for r in responses])
 
 
-def go_on(engine, prompts, heads, most) -> list[str]:
-    """The answers after each prompt and forced first tokens of the response."""
+def go_on(engine, problems, heads, most) -> Answers:
+    """The answers after forced first tokens of each response, which are what is counted."""
+    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision) for p in problems]
     forced = [Rendered(p.ids + head, p.mask + [False] * len(head), p.clips) for p, head in zip(prompts, heads)]
-    return [content_of(r) for (r,) in engine.generate(forced, most)]
+    answers = [content_of(r) for (r,) in engine.generate(forced, most)]
+    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
 
 
 def ask_capped(engine, problems, cap: int) -> Answers:
     """Thinking may take `cap` tokens; what still thinks then is made to answer (</think> is forced)."""
-    tokenizer = engine.tokenizer
-    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
-    heads = []
-    for (response,) in engine.generate(prompts, cap):
+    end, heads = engine.tokenizer.end_think, []
+    for response in ask_chat(engine, problems, max_new=cap):
         ids = response.ids
-        heads.append(ids[:ids.index(tokenizer.end_think) + 1] if tokenizer.end_think in ids else [*ids, tokenizer.end_think])
-    answers = go_on(engine, prompts, heads, ANSWER)
-    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+        heads.append(ids[:ids.index(end) + 1] if end in ids else [*ids, end])
+    return go_on(engine, problems, heads, ANSWER)
 
 
 def ask_for_more(engine, problems) -> Answers:
     """Where thinking would end, " check:" stands instead and it goes on: what a model still makes of tokens that are allowed again."""
-    tokenizer = engine.tokenizer
-    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
-    heads = []
+    end, heads = engine.tokenizer.end_think, []
     for response in ask_chat(engine, problems, max_new=LONGEST):
         ids = response.ids
-        heads.append(ids[:ids.index(tokenizer.end_think)] + tokenizer.encode(" check:") if tokenizer.end_think in ids else ids[:-1])
-    answers = go_on(engine, prompts, heads, LONGEST)
-    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+        heads.append(ids[:ids.index(end)] + engine.tokenizer.encode(" check:") if end in ids else ids[:-1])
+    return go_on(engine, problems, heads, LONGEST)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------------------------

@@ -88,9 +88,7 @@ def merge(a: NanoKimi, b: NanoKimi, share: float = 0.5) -> NanoKimi:
 
 def sample(engine: Engine, pool: list, seed: int) -> list[Group]:
     """K responses to every problem of the pool."""
-    groups = [rollout.start(engine, item, K, LONGEST, (STREAM, seed, n)) for n, item in enumerate(pool)]
-    done, _ = rollout.carry_on(engine, groups, 1.0)
-    return done
+    return rollout.sample(engine, pool, K, LONGEST, (STREAM, seed))
 
 
 def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 3, documents: int = 32) -> str:
@@ -115,9 +113,7 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
     for iteration in range(iterations):
         learner.optimizer.set_schedule(1 - 0.9 * iteration / iterations)
         rng = np.random.default_rng([STREAM, seed, iteration, 1])
-        items = rollout.choose(pool, problems, rng)
-        groups = [rollout.start(engine, item, K, max_new, (STREAM, seed, iteration, n)) for n, item in enumerate(items)]
-        groups, _ = rollout.carry_on(engine, groups, 1.0)
+        groups = rollout.sample(engine, rollout.choose(pool, problems, rng), K, max_new, (STREAM, seed, iteration))
         learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
         for group in groups:
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()

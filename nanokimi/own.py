@@ -253,7 +253,7 @@ def picture_chat(tokenizer: Tokenizer, vision, rng) -> Rendered:
     problems = data.make_problems(str(rng.choice(["naming", "naming", "scene", "counting", "ocr"])), rng)
     problem = problems[rng.integers(len(problems))]
     messages, thinking = data.chat_messages(replace(problem, context=()), rng)
-    messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
+    messages[0]["content"] = question_content(problem, vision)
     return tokenizer.render_chat(messages, thinking=thinking)
 
 

@@ -134,16 +134,16 @@ class Group:
                 talk.sandbox = None
 
 
-def question_content(parts: list, problem: Problem) -> list | str:
+def question_content(problem: Problem, vision) -> list | str:
     """The user's turn: media or text, a space as in training, the question."""
+    parts = [data.prepared(part, vision) for part in problem.context]
     return [*parts, f" {problem.question}" if parts else problem.question]
 
 
 def chat_prompt(problem: Problem, tokenizer: Tokenizer, vision, thinking: bool = True, use_tools: bool = False) -> Rendered:
     """The prompt of a problem in chat, up to where the model begins."""
-    content = question_content([data.prepared(part, vision) for part in problem.context], problem)
-    declared = [data.PYTHON_TOOL] if use_tools else None
-    return tokenizer.render_chat([{"role": "user", "content": content}], tools=declared, thinking=thinking, generate=True)
+    declared, user = [data.PYTHON_TOOL] if use_tools else None, {"role": "user", "content": question_content(problem, vision)}
+    return tokenizer.render_chat([user], tools=declared, thinking=thinking, generate=True)
 
 
 def tool_media(problem: Problem) -> dict:
@@ -191,6 +191,12 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
         group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
         group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
     return done, rest
+
+
+def sample(engine: Engine, items: list[Item], k: int, max_new: int, key: tuple, temperature: float = 1.0) -> list[Group]:
+    """k responses to every problem, all of them finished."""
+    groups = [start(engine, item, k, max_new, (*key, n)) for n, item in enumerate(items)]
+    return carry_on(engine, groups, temperature)[0]
 
 
 def in_parts(groups: list[Group]) -> list[list[Group]]:
