@@ -18,14 +18,13 @@ import numpy as np
 import torch
 
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
-from nanokimi.engine import Engine
+from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import command, fail, number, reading
 from nanokimi.learner import Learner, muon
-from nanokimi.long2short import shortest_correct
 from nanokimi.model import load, save
+from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
-from nanokimi.policy import OBJECTIVES, length_reward, length_weight
-from nanokimi.tokenizer import Tokenizer
+from nanokimi.policy import OBJECTIVES, length_weight
 
 SHORT_SHARE = 0.15              # of the minutes: sampling and training for shortest rejection sampling
 
@@ -133,17 +132,12 @@ def flywheel(args, run):
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
     """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
     sampler, learns = load(run / source), load(run / args.start).train()
-    tokenizer = Tokenizer.load(run / "tokenizer", sampler.config.vision.patch)
-    engine, rng = Engine(sampler, tokenizer), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
+    engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
     pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
-    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6 + 1, n)) for n, item in enumerate(items)]
-    done, _ = rollout.carry_on(engine, groups, args.temperature)
+    done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6 + 1), args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
-    learner = Learner(learns, tokenizer, muon(learns, lr))
-    for _ in range(epochs if kept else 0):
-        for part in long2short.batches_of(kept, documents, rng):
-            learner.imitate(part)
+    Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
     plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
     save(learns, folder)
 
@@ -155,7 +149,7 @@ def reinforce(args, run, then_shorten=True):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     finished = (folder / "model.safetensors").exists()
     model = load(folder if finished else run / args.start, device).train()
-    engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)     # one set of weights samples and learns
+    engine = engine_of(run, model, device)                               # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
@@ -191,8 +185,7 @@ def improve(args, folder, engine):
 def make_learner(args, engine):
     """The model that samples is the model that learns."""
     model = engine.model
-    optimizer = muon(model, args.lr) if args.optimizer == "muon" else torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
-                                                                                      weight_decay=0.0)
+    optimizer = muon(model, args.lr) if args.optimizer == "muon" else AdamW(model.parameters(), args.lr, weight_decay=0.0)
     return Learner(model, engine.tokenizer, optimizer, args.objective, args.temperature, args.inner, args.step_problems, args.replay, args.seed)
 
 
@@ -218,8 +211,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
         sampler.receive(engine.model)                                         # the hand-over from training to rollout
         handover, sampler.version = time.perf_counter() - clock[0], iteration
-        for group in learner.optimizer.param_groups:                          # a Muon step is never shorter than its rate: it must shrink to settle
-            group["lr"] = args.lr * (1 - args.decay * progress)
+        learner.optimizer.set_schedule(1 - args.decay * progress)             # a Muon step is never shorter than its rate: it must shrink to settle
         rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
         items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)
@@ -228,7 +220,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         waiting.append(groups)
         groups = waiting.pop(0) if len(waiting) > args.stale else []
         clock.append(time.perf_counter())
-        rewards = [with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
+        rewards = [rollout.with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
         stats = learner.update(groups, rewards, iteration)
         clock.append(time.perf_counter())
 
@@ -261,31 +253,20 @@ def hopeless(row, panel, patience=5):
              "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
-def with_length(group, weight):
-    """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
-    if weight == 0:
-        return group.rewards
-    lengths = length_reward([sum(response.sampled) for response in group.responses], group.right())
-    return [reward + weight * extra for reward, extra in zip(group.rewards, lengths)]
-
-
 def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
     Writes the model into `folder`."""
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
-    groups = [rollout.start(engine, item, args.k, args.max_new, (args.seed, 10 ** 6, n)) for n, item in enumerate(items)]
-    done, _ = rollout.carry_on(engine, groups, args.temperature)
-    chosen = [doc for group in done if (doc := shortest_correct(group, rng)) is not None]
+    done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6), args.temperature)
+    chosen = long2short.shortest_correct(done, rng)
     if not chosen:
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
-    learner = Learner(engine.model, engine.tokenizer, muon(engine.model, lr))
-    for start in range(0, len(chosen), documents):
-        learner.imitate(chosen[start:start + documents])
+    Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents)
     save(engine.model, folder)
-    long = np.mean([sum(r.sampled) for g in done for r in g.responses])
+    long = np.mean([group.lengths for group in done])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
                        f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from nanokimi.checkpoint import RELEASED, newest_stage
-from nanokimi.engine import Engine
+from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
 from nanokimi.sandbox import Sandbox
-from nanokimi.tokenizer import SPECIALS, Tokenizer
+from nanokimi.tokenizer import SPECIALS
 from nanokimi.vision import prepare_image, prepare_video
 
 KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
@@ -62,9 +62,8 @@ def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engin
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"no device {device}: {first_words(error)}") from error
     model = load(stage, device)
-    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return Engine(model, tokenizer, device), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
+    return engine_of(run, model, device), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the terminal

@@ -7,10 +7,8 @@ how busy they are changes a number. Killed or stopped, the same command goes on 
 """
 import json
 import math
-import shutil
 import sys
-import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from .config import PRESETS
 from .engine import Engine
 from .errors import command
 from .model import NanoKimi, choose_kernel, load, save
-from .muon import ADAMW_TABLES, MuonClip
+from .muon import AdamW, MuonClip
 from .rollout import content_of
 from .tokenizer import Learn, Tokenizer
 from .vision import MoonViT3D
@@ -101,8 +99,7 @@ class ArmBatches(data.Batches):
             drawn = self.chats(rng, s.sft_tokens // data.SHARDS)
         else:
             return super().shard(step, shard)
-        batch = data.to_batch(data.pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
-        return batch, data.counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
+        return self.batch(drawn)
 
     def chats(self, rng, tokens):
         """Chats, some about pictures, until there are `tokens` of them."""
@@ -135,15 +132,6 @@ class TwoEncoders(MoonViT3D):
                 for i, piece in zip(own_ones, media.split([tokens[i] for i in own_ones])):
                     out[i] = piece
         return torch.cat(out)                                            # (M, 4, D) in the caller's order
-
-
-class AdamW(torch.optim.AdamW):
-    """AdamW for everything, with the schedule and the settings of MuonClip's own AdamW part."""
-
-    def __init__(self, parameters, lr, weight_decay):
-        super().__init__([{"params": list(parameters), "base_lr": lr}], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
-
-    set_schedule = MuonClip.set_schedule
 
 
 def preset_of(s):
@@ -234,12 +222,6 @@ def run_arm(run, note):
 
 # ---- questions -------------------------------------------------------------------------------------------------------------------------
 
-@lru_cache(maxsize=None)
-def problems_of(row, split, number):
-    """The exam's problems, drawn once."""
-    return exam.exam(row, split, number)
-
-
 @torch.no_grad()
 def read(model, tokenizer, documents):
     """(exact, nats, targets) by document, teacher-forced: whether every trained-on token is the first choice, their loss, their number."""
@@ -263,7 +245,7 @@ def documents_row(model, tokenizer, row, split, number):
     """{"exact", "nats"} by problem: an exam row in the pre-training format with its true answers."""
     vision = model.config.vision
     documents = [tokenizer.render_document(data.context_parts(p, vision) + data.question_parts(p, row in evaluate.THOUGHT))
-                 for p in problems_of(row, split, number)]
+                 for p in exam.exam(row, split, number)]
     exact, nats, targets = read(model, tokenizer, documents)
     return {"exact": list(exact), "nats": [loss / n for loss, n in zip(nats, targets)]}
 
@@ -277,7 +259,7 @@ def bits_per_byte(model, tokenizer, split, number):
 
 def chat_row(engine, row, split, number, blind=False):
     """Scores by problem in chat with thinking, greedy; the tool where the row needs it; blind: with other pictures."""
-    problems = problems_of(row, split, number)
+    problems = exam.exam(row, split, number)
     problems = exam.blind(problems) if blind else problems
     responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS)
     return [float(score(p, content_of(r))) for p, r in zip(problems, responses)]
@@ -287,9 +269,8 @@ def from_log(run, row):
     """One number of a whole training: "reward" = mean over RL's iterations (area under the curve), "max_logit" = the largest of
     pre-training, "rollout" = rollout seconds a finished response, "response" = tokens of one."""
     if row == "max_logit":
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [max(line["max_logit"] for line in lines if line["stage"] == "pretrain")]
-    lines = [line for line in map(json.loads, (run / "rl" / "metrics.jsonl").read_text().splitlines()) if "pass_rate" in line]
+        return [max(line["max_logit"] for line in checkpoint.read_rows(run / "metrics.jsonl") if line["stage"] == "pretrain")]
+    lines = [line for line in checkpoint.read_rows(run / "rl" / "metrics.jsonl") if "pass_rate" in line]
     if row == "reward":
         return [float(np.mean([line["reward"] for line in lines]))]
     tokens = sum(line["rollout_tokens_s"] * line["rollout_s"] for line in lines)
@@ -323,10 +304,7 @@ def main():
     torch.set_num_threads(1)
     with plan.hold(run):
         run_arm(run, note)
-        if split == "test":
-            reading = {"time": time.time(), "problems": note["problems"], "commit": plan.commit(), "what": "claims"}
-            with open(run / "test_reads.jsonl", "a") as file:
-                file.write(json.dumps(reading) + "\n")
+        evaluate.note_reading(run, split, note["problems"], "claims")
         values = measure(run, Settings(**note["settings"]), note["wanted"], split, note["problems"])
         checkpoint.write_json(run / f"{split}.json", values)
 

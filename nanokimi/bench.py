@@ -46,6 +46,13 @@ def seconds(function):
     return time.perf_counter() - start
 
 
+def learn(loss_of, half):
+    """Forward and backward."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = loss_of()
+    loss.backward()
+
+
 def picture_prompts(engine, number, side=64):
     """Chat prompts of equal length with one picture each."""
     rng = np.random.default_rng(0)
@@ -212,9 +219,7 @@ def training_step(model, tokenizer, preset):
     for i in range(ROUNDS + 5):
         (shards, _), start = batches[i], time.perf_counter()
         for batch in shards:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss, _ = trained.loss(batch)
-            loss.backward()
+            learn(lambda: trained.loss(batch)[0], half)
         middle = time.perf_counter()
         optimizer.step(), qk_clip(trained, 30.0), trained.language.update_bias(0.0), optimizer.zero_grad()
         done = time.perf_counter()
@@ -243,19 +248,14 @@ def train_step_beside_transformers(model, tokenizer, preset):
     inputs = {"input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "image_grid_thw": torch.tensor(batch.grid_thw),
               "pixel_values": (batch.patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch), "labels": labels}
 
-    def run(loss_of, half):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = loss_of()
-        loss.backward()
-
     def make_theirs(kernel):
         config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
         theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=released.to_kimi_k25(model.state_dict(), model.config)).train()
         theirs.model.language_model.set_experts_implementation(kernel)
         return lambda: theirs(**inputs, use_cache=False).loss
-    ours = {half: lambda half=half: run(lambda: trained.loss(batch)[0], half) for half in (False, True)}
-    theirs = {(kernel, half): lambda loss_of=loss_of, half=half: run(loss_of, half)
+    ours = {half: lambda half=half: learn(lambda: trained.loss(batch)[0], half) for half in (False, True)}
+    theirs = {(kernel, half): lambda loss_of=loss_of, half=half: learn(loss_of, half)
               for kernel in ("eager", "grouped_mm", "batched_mm") for loss_of in [make_theirs(kernel)] for half in (False, True)}
     best = {}
     for side, choices in (("ours", ours), ("theirs", theirs)):
@@ -280,9 +280,7 @@ def data_cost(model, tokenizer, preset):
         shards, _ = batches[i]
         made = time.process_time()
         for batch in shards:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss, _ = trained.loss(batch)
-            loss.backward()
+            learn(lambda: trained.loss(batch)[0], half)
         rows.append((made - start) / (time.process_time() - start))
     return {"data_share": rows[2:]}
 

@@ -60,6 +60,14 @@ def read_rows(path):
     return rows
 
 
+def keep_rows(path, wanted):
+    """Drops the rows of a metrics file that are not wanted: those that a killed run wrote after its last checkpoint, and will write again."""
+    if path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path) if wanted(row)))
+        os.replace(partial, path)
+
+
 def newest_stage(run, tuned=True):
     """The stage folder of a run whose model was written last; long2short's comparisons and longctx, which cannot chat, are left out, and if
     wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.

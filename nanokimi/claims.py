@@ -25,7 +25,7 @@ from scipy import stats
 
 from . import data, plan
 from .arms import Settings, preset_of
-from .checkpoint import write_json
+from .checkpoint import read_rows, write_json
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
 
@@ -243,7 +243,7 @@ def difference(claim, compare, finished):
 def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
-    lines = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    lines = read_rows(notes) if notes.exists() else []
     rows, differences, rates, minutes = [], [], {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)

@@ -90,17 +90,12 @@ class Preset:
     longctx_lr: float = 1e-3
 
 
-def nano_model(vocab=1536):
-    """The default sizes with a vocabulary that keeps the logits small."""
-    return ModelConfig(VisionConfig(), LanguageConfig(vocab=vocab))
-
-
 PRESETS = {
     "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
                     minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6),
-    "nano": Preset(nano_model(), minutes=20, documents=48, length=192),
+    "nano": Preset(ModelConfig(VisionConfig(), LanguageConfig(vocab=1536)), minutes=20, documents=48, length=192),     # small logits
     # Ours, chosen with python -m nanokimi.memory and tried for 200 steps on a CPU only. K2's proportions: kv_lora = 4 nope, q_lora = 6 nope
     # (K2: 12), expert_ffn = dim / 3, no fewer than 32 experts; MoonViT's: mlp = 3.75 dim.
     "laptop": Preset(ModelConfig(VisionConfig(dim=256, layers=6, heads=4, mlp=960),

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,22 +62,18 @@ def prepared(part, vision):
 
 # ---- documents (pre-training) ------------------------------------------------------------------------------------------------------
 
-def make_problems(kind, rng, level=1.0, split="train"):
-    """The problems of one document; level: see world/problems.py."""
-    makers = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems,
-              "naming": world.naming_problems, "ocr": world.ocr_problems,
-              "category": world.category_problems, "capital": world.capital_problems, "clip_text": world.clip_twin_problems,
-              "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems, "program": world.program_problems,
-              "placed": world.placed_problems, "crop_call": tools.crop_call_problems}
-    if kind in ("scene", "counting", "clip"):
-        return makers[kind](rng, split, level=level)
-    if kind == "interleaved":
-        return interleaved_problems(rng)
-    if kind == "crop_call":
-        return makers[kind](rng)
-    if kind in ("scene_text", "ocr_text"):
-        return makers[kind.removesuffix("_text")](rng, split, modality="text")
-    return makers[kind](rng, split)
+PROBLEMS = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems, "naming": world.naming_problems,
+            "ocr": world.ocr_problems, "category": world.category_problems, "capital": world.capital_problems,
+            "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems,
+            "program": world.program_problems, "placed": world.placed_problems,
+            "scene_text": partial(world.scene_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
+            "interleaved": lambda rng, _: interleaved_problems(rng), "crop_call": lambda rng, _: tools.crop_call_problems(rng)}
+LEVELLED = ("scene", "counting", "clip")                   # of these there are easy ones: see world/problems.py
+
+
+def make_problems(kind, rng, level=1.0):
+    """The problems of one document."""
+    return PROBLEMS[kind](rng, "train", **({"level": level} if kind in LEVELLED else {}))
 
 
 def interleaved_problems(rng):
@@ -372,6 +369,13 @@ def to_batch(rows, length, pad, patch):
     return Batch(*(torch.from_numpy(a) for a in (ids, targets, positions, segments)), patches, grid_thw, media)
 
 
+def packed(documents, pad, patch):
+    """(Batch of all documents, numbers of the documents in reading order: packing sorts by length). Rows are of 64 tokens or a multiple."""
+    length, numbers = -(-max(len(doc.ids) for doc in documents) // 64) * 64, {id(doc): n for n, doc in enumerate(documents)}
+    rows = pack(documents, length)
+    return to_batch(rows, length, pad, patch), [numbers[id(doc)] for row in rows for doc in row]
+
+
 def shared_media(clips, unique, patch):
     """Which media token of the `unique` clips stands at each media token of `clips`: (M,)."""
     ends = np.cumsum([clip.tokens(patch) for clip in unique])
@@ -420,6 +424,10 @@ class Batches(Dataset):
             drawn = [longctx_document(rng, self.tokenizer, self.vision, self.length, kind) for kind in draw_kinds(rng, LONGCTX, number)]
         else:
             drawn = [sft_document(rng, self.tokenizer, self.vision, self.length, self.style) for _ in range(number)]
+        return self.batch(drawn)
+
+    def batch(self, drawn):
+        """(Batch, counts) of [(kind, document)]."""
         batch = to_batch(pack([doc for _, doc in drawn], self.length), self.length, self.tokenizer.pad, self.vision.patch)
         return batch, counts(drawn, self.tokenizer) | {"targets": batch.denominator, "rows": batch.rows}
 
@@ -445,9 +453,9 @@ def leave_signals_to_the_trainer(worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def corpus(size, seed=0):
+def corpus(size):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([0, 0])
     twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text", "interleaved": "tool"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))

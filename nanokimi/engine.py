@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ ROWS = {"cpu": 384}             # rows decoded together; anything else 512 (ours
 MIN_ROWS = 16                   # a batch is not split further for the sake of a free core (ours)
 MAX_WORKERS = 4                 # batches side by side; beyond that they queue for Python's lock (ours)
 PREFILL_TOKENS = 32768          # rows x longest prompt of a batch: bounds the cache and the (rows, heads, T, T) attention logits of a prefill (ours)
-CONVERSATIONS = 64              # with tools, at a time: each holds a sandbox process (ours)
 TOOL_CHARACTERS = 800           # of a tool's text that the model gets to read (ours)
 
 
@@ -278,27 +278,10 @@ class Engine:
         return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
     # ---------------------------------------------------------------- tools in the loop
-    def converse(self, prompts: list[Rendered], sandboxes: list, max_new: int, max_turns: int = 4, temperature: float = 0.0,
-                 seed: int = 0) -> list[Response]:
-        """One response per prompt, each with its own sandbox: turns of up to max_new tokens, tool calls run and answered in between.
-
-        Conversations run CONVERSATIONS at a time, turn by turn; their sandboxes are closed when they are done. Pictures that a tool returns
-        re-enter through the encoder.
-        """
-        assert len(prompts) == len(sandboxes), f"{len(prompts)} prompts, {len(sandboxes)} sandboxes: every conversation needs its own"
-        assert max_turns > 0, "a conversation needs at least one turn"
-        talks = [Conversation(prompt, (seed, i), max_new, max_turns, box) for i, (prompt, box) in enumerate(zip(prompts, sandboxes))]
-        for start in range(0, len(talks), CONVERSATIONS):
-            try:
-                self.advance(talks[start:start + CONVERSATIONS], temperature)
-            finally:
-                for talk in talks[start:start + CONVERSATIONS]:
-                    talk.sandbox.close()
-        return [talk.response for talk in talks]
-
     def advance(self, talks: list["Conversation"], temperature: float = 0.0, segment: int | None = None) -> None:
-        """Carries conversations on, each until it is over or has sampled `segment` more tokens (k1.5 2.6: partial rollouts). What was
-        kept is prefilled again under the weights of today; no cache outlives this call."""
+        """Carries conversations on, each until it is over or has sampled `segment` more tokens (k1.5 2.6: partial rollouts): turn by turn,
+        tool calls run and answered in between; pictures that a tool returns re-enter through the encoder. What was kept is prefilled
+        again under the weights of today; no cache outlives this call."""
         left = {id(talk): segment if segment is not None else 10 ** 9 for talk in talks}
         live = [talk for talk in talks if not talk.over]
         while live:
@@ -388,6 +371,11 @@ class Engine:
             if step is None:
                 return
             yield step[1:]
+
+
+def engine_of(run: Path, model, device: torch.device | str = "cpu") -> Engine:
+    """An engine for a model of the run, with the run's tokenizer."""
+    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)
 
 
 def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:

@@ -18,13 +18,12 @@ import torch
 from rich.table import Table
 
 from . import data, plan, report
-from .checkpoint import write_json
-from .engine import Engine
+from .checkpoint import read_rows, write_json
+from .engine import engine_of
 from .errors import BadInput, command, number
 from .model import load
-from .rollout import MAX_NEW, MAX_TURNS, chat_prompt, content_of, question_content, tool_media
-from .sandbox import Sandbox
-from .tokenizer import Rendered, Tokenizer
+from .rollout import MAX_NEW, begin, content_of, question_content, respond
+from .tokenizer import Rendered
 from .world import exam
 from .world.types import Image
 from .world.verify import correct, score
@@ -52,12 +51,11 @@ def ask_document(engine, problems, think=False):
     return [(text.partition("\nanswer:")[2] if think else text).split("\n")[0].strip() for text in said]
 
 
-def ask_chat(engine, problems, thinking=True, tools=False, max_new=MAX_NEW):
+def ask_chat(engine, problems, tools=False, max_new=MAX_NEW):
     """Responses in chat, tools run in the sandbox if they are declared."""
-    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision, thinking, tools) for p in problems]
-    if not tools:
-        return [r for (r,) in engine.generate(prompts, max_new=max_new)]
-    return engine.converse(prompts, [Sandbox(tool_media(p)) for p in problems], max_new=max_new, max_turns=MAX_TURNS)
+    groups = [begin(engine, p, 1, max_new, (0, i), tools=tools) for i, p in enumerate(problems)]
+    respond(engine, groups)
+    return [group.responses[0] for group in groups]
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------------
@@ -175,17 +173,20 @@ def chat_rows(engine, split, number, known):
     return rows
 
 
-def report_card(run, split, number, precision="fp32", stage="sft"):
-    """All rows of a run: {"row": value}; `stage` answers what is asked in chat. Each reading of the test split is noted in the run."""
+def note_reading(run, split, number, what):
+    """Each reading of the test split is noted in the run (DESIGN 4)."""
+    if split == "test":
+        with open(run / "test_reads.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": what}) + "\n")
+
+
+def report_card(run, split, number, stage="sft"):
+    """All rows of a run: {"row": value}; `stage` answers what is asked in chat."""
     run = Path(run)
     if not (run / stage / "model.safetensors").exists():
         raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
-    if split == "test":
-        with open(run / "test_reads.jsonl", "a") as file:
-            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit()}) + "\n")
-    base, chat = load(run / "pretrain"), load(run / stage)              # both before the first takes its time
-    tokenizer = Tokenizer.load(run / "tokenizer", base.config.vision.patch)
-    base, chat = (Engine(model, tokenizer, precision=precision) for model in (base, chat))
+    note_reading(run, split, number, "exam")
+    base, chat = (engine_of(run, load(run / folder)) for folder in ("pretrain", stage))      # both before the first takes its time
     rows = base_rows(base, split, number)
     rows |= chat_rows(chat, split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
@@ -208,7 +209,7 @@ def quick_documents(stage, tokenizer, vision, number=40):
             chat = stage == "sft" and row in ("arithmetic", "scene_text", "tool_text", "chat_picture")
             if chat:
                 messages, _ = data.chat_messages(replace(problem, context=()), rng)
-                messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
+                messages[0]["content"] = question_content(problem, vision)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
                 doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))
@@ -291,8 +292,7 @@ def finish_run(run, preset, log):
 
 def sample_answers(run):
     """Eight val problems asked in chat after the cold start: what answers.png shows."""
-    tokenizer = Tokenizer.load(run / "tokenizer", load(run / "pretrain").config.vision.patch)
-    engine = Engine(load(run / "sft"), tokenizer)
+    engine = engine_of(run, load(run / "sft"))
     shown = {"chat_picture": 3, "name": 1, "direction": 1, "order": 1, "arithmetic": 1, "caption": 1}
     picked = [problem for row, number in shown.items() for problem in exam.exam(row, "val", number)]
     items = []
@@ -338,23 +338,19 @@ def over_seeds(cards, number, targets):
              "problems": asked_in(name, number), "target": targets.get(name)} for name, seen in values.items()]
 
 
-def write_results(runs, cards, number, path):
-    """results/nano.json from several runs."""
-    settings = [json.loads((Path(run) / "run.json").read_text()) for run in runs]
-    minutes = [sum_minutes(run) for run in runs]
-    content = {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
-               "evaluation": {"command": " ".join(["python -m nanokimi.evaluate", *sys.argv[1:]]), "commit": plan.commit()},
-               "steps": [s["steps"] for s in settings], "machine": settings[0]["machine"],
-               "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings], "minutes": minutes, "exam": exam.VERSION,
-               "rows": over_seeds(cards, number, TARGETS), "bands": bands(runs)}
+def write_results(path, module, command, settings, minutes, rows, **more):
+    """A results file (DESIGN 7): `settings` by run, what the trainings noted; `module` is the one that asked now."""
+    first = settings[0]
     path.parent.mkdir(exist_ok=True)
-    write_json(path, content)
+    write_json(path, {"experiment": path.stem, "command": command, "commit": first["commit"],
+                      "evaluation": {"command": " ".join([f"python -m nanokimi.{module}", *sys.argv[1:]]), "commit": plan.commit()},
+                      "machine": first["machine"], "threads": first["threads"], "seeds": [s["seed"] for s in settings],
+                      "minutes": minutes, **more, "rows": rows})
 
 
 def bands(runs, minutes=(2, 5, 10, 15)):
     """What a healthy run shows: [{"minute", "loss": [low, high], "val": {row: [low, high]}}] over runs, in pre-training."""
-    logs = [[json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()] for run in runs]
-    logs = [[row for row in log if row["stage"] == "pretrain"] for log in logs]
+    logs = [[row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "pretrain"] for run in runs]
     out = []
     for minute in minutes:
         seen = [[row for row in log if row["seconds"] <= 60 * minute] for log in logs]
@@ -367,13 +363,10 @@ def bands(runs, minutes=(2, 5, 10, 15)):
     return out
 
 
-def sum_minutes(run):
-    """Wall clock minutes that the run's stages took, from its metrics."""
-    last = {}
-    for line in (Path(run) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        last[row["stage"]] = row["seconds"]
-    return round(sum(last.values()) / 60, 2)
+def sum_minutes(run, *stages):
+    """Wall clock minutes that these stages of the run took (all of them where none is named), from its metrics."""
+    last = {row["stage"]: row["seconds"] for row in read_rows(run / "metrics.jsonl")}
+    return round(sum(last[stage] for stage in stages or last) / 60, 2)
 
 
 def exam_arguments(description, results, stage=False):
@@ -402,7 +395,9 @@ def main():
         cards.append(report_card(run, args.split, args.problems, stage=args.stage))
         print_card(cards[-1], args.problems, args.split)
     if args.out:
-        write_results(args.runs, cards, args.problems, args.out)
+        settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
+        write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run) for run in args.runs],
+                      over_seeds(cards, args.problems, TARGETS), steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
 
 
 if __name__ == "__main__":

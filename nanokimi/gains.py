@@ -7,21 +7,18 @@ All rows are asked in chat with thinking, greedy, and scored by the verifiers th
 rows count what is wholly right.
 """
 import json
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from . import plan
-from .checkpoint import write_json
-from .engine import Engine
+from .checkpoint import read_rows
+from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, over_seeds
+from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, write_results
 from .model import load
 from .rollout import content_of
-from .tokenizer import Tokenizer
 from .world import exam
 
 STAGES = ("sft", "rl", "short")                                          # folders of a run
@@ -64,16 +61,9 @@ def tool_rows(engine, split, number):
 
 def stages(run, split, number):
     """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
-    if split == "test":
-        with open(run / "test_reads.jsonl", "a") as file:
-            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "gains"}) + "\n")
-    tokenizer, cards = None, {}
-    for folder in STAGES:
-        if (run / folder / "model.safetensors").exists():
-            model = load(run / folder)
-            tokenizer = tokenizer or Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-            cards[folder] = chat_rows(Engine(model, tokenizer), split, number)
-    return cards
+    note_reading(run, split, number, "gains")
+    there = [folder for folder in STAGES if (run / folder / "model.safetensors").exists()]
+    return {folder: chat_rows(engine_of(run, load(run / folder)), split, number) for folder in there}
 
 
 def gains(cards):
@@ -100,18 +90,6 @@ def print_cards(cards, number, split):
     plan.console.print(table)
 
 
-def write_results(runs, cards, number, path):
-    """results/rl.json from several runs."""
-    settings = [json.loads((run / "rl" / "rl.json").read_text()) for run in runs]
-    last = [json.loads((run / "rl" / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs]
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"experiment": path.stem, "command": settings[0]["command"], "commit": settings[0]["commit"],
-                      "evaluation": {"command": " ".join(["python -m nanokimi.gains", *sys.argv[1:]]), "commit": plan.commit()},
-                      "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
-                      "minutes": [round(row["seconds"] / 60, 2) for row in last], "iterations": [row["iteration"] for row in last],
-                      "exam": exam.VERSION, "rows": over_seeds(cards, number, TARGETS)})
-
-
 @command
 def main():
     """The command line."""
@@ -123,7 +101,11 @@ def main():
     for card in cards:
         print_cards(card, args.problems, args.split)
     if args.out:
-        write_results(args.runs, [gains(card) for card in cards], args.problems, args.out)
+        settings = [json.loads((run / "rl" / "rl.json").read_text()) for run in args.runs]
+        last = [read_rows(run / "rl" / "metrics.jsonl")[-1] for run in args.runs]
+        write_results(args.out, "gains", settings[0]["command"], settings, [round(row["seconds"] / 60, 2) for row in last],
+                      over_seeds([gains(card) for card in cards], args.problems, TARGETS), iterations=[row["iteration"] for row in last],
+                      exam=exam.VERSION)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from . import data, rollout
 from .errors import BadInput
 from .model import NanoKimi
-from .muon import MuonClip, qk_clip
+from .muon import AdamW, MuonClip, qk_clip
 from .policy import OBJECTIVES, Samples, dpo, mismatch
 from .tokenizer import Rendered, Tokenizer
 
@@ -23,7 +23,7 @@ class Learner:
     """A model, its optimizer, and how to learn from responses that were sampled at `temperature`."""
     model: NanoKimi
     tokenizer: Tokenizer
-    optimizer: torch.optim.Optimizer
+    optimizer: MuonClip | AdamW
     objective: str = "k25"
     temperature: float = 1.0
     inner: int = 1                  # passes over the responses of an iteration (k1.5 takes several)
@@ -80,11 +80,17 @@ class Learner:
     # ---------------------------------------------------------------- imitation and preference
     def imitate(self, documents: list[Rendered]) -> float:
         """One step of supervised learning on these documents; returns the loss."""
-        rows, length = self._rows(documents)
-        loss, _ = self.model.loss(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        batch, _ = data.packed(documents, self.tokenizer.pad, self.tokenizer.patch)
+        loss, _ = self.model.loss(batch.to(self.device))
         loss.backward()
         self.step()
         return loss.item()
+
+    def imitate_all(self, documents: list[Rendered], size: int, rng=None, epochs: int = 1) -> None:
+        """Supervised learning on documents, `size` a step; with rng in random order."""
+        for _ in range(epochs):
+            for part in batches_of(documents, size, rng):
+                self.imitate(part)
 
     def prefer(self, pairs: list[tuple], beta: float) -> float:
         """One step of DPO on (chosen, rejected) pairs of (document, log-probability under the model that sampled it); returns the loss."""
@@ -101,16 +107,10 @@ class Learner:
 
     def sequence_logprobs(self, documents: list[Rendered]) -> torch.Tensor:
         """(D,) log-probability of what is trained on in each document, summed."""
-        rows, length = self._rows(documents)
-        place = {id(doc): n for n, doc in enumerate(documents)}
-        order = [place[id(doc)] for row in rows for doc in row]          # packing sorts by length
-        logprobs, _ = self.model.target_logprobs(data.to_batch(rows, length, self.tokenizer.pad, self.tokenizer.patch).to(self.device))
+        batch, order = data.packed(documents, self.tokenizer.pad, self.tokenizer.patch)
+        logprobs, _ = self.model.target_logprobs(batch.to(self.device))
         owner = torch.tensor(np.repeat(order, [sum(documents[n].mask[1:]) for n in order]), device=self.device)
         return logprobs.new_zeros(len(documents)).index_add(0, owner, logprobs)
-
-    def _rows(self, documents: list[Rendered]) -> tuple[list, int]:
-        length = -(-max(len(doc.ids) for doc in documents) // 64) * 64
-        return data.pack(documents, length), length
 
     def step(self) -> None:
         """Clips the gradients, updates, clips the logits; the router's balance is left as pre-training made it."""
@@ -121,6 +121,13 @@ class Learner:
         qk_clip(self.model, QK_CLIP)
         self.model.language.update_bias(0.0)                             # uses up the loads
         self.optimizer.zero_grad()
+
+
+def batches_of(things: list, size: int, rng=None):
+    """The things `size` at a time; with rng in random order."""
+    order = range(len(things)) if rng is None else rng.permutation(len(things))
+    for start in range(0, len(things), size):
+        yield [things[i] for i in order[start:start + size]]
 
 
 def muon(model: NanoKimi, lr: float) -> MuonClip:

@@ -6,8 +6,6 @@
 All rows are asked in chat with thinking, greedy. Which method is best is decided on the val split, whatever split is reported.
 """
 import json
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,15 +14,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from . import plan
-from .checkpoint import write_json
-from .engine import Engine
+from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, over_seeds
+from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, write_results
 from .long2short import LONGEST, METHODS, merge
 from .model import load
 from .report import save_png, style, wilson_interval
 from .rollout import chat_prompt, content_of
-from .tokenizer import Rendered, Tokenizer
+from .tokenizer import Rendered
 from .world import exam
 from .world.verify import correct
 
@@ -65,34 +62,30 @@ def ask(engine, problems) -> Answers:
     return Answers([correct(p, content_of(r)) for p, r in zip(problems, responses)], [len(r.ids) for r in responses])
 
 
-def go_on(engine, prompts, heads, most) -> list[str]:
-    """The answers after each prompt and forced first tokens of the response."""
+def go_on(engine, problems, heads, most) -> Answers:
+    """The answers after forced first tokens of each response, which are what is counted."""
+    prompts = [chat_prompt(p, engine.tokenizer, engine.model.config.vision) for p in problems]
     forced = [Rendered(p.ids + head, p.mask + [False] * len(head), p.clips) for p, head in zip(prompts, heads)]
-    return [content_of(r) for (r,) in engine.generate(forced, most)]
+    answers = [content_of(r) for (r,) in engine.generate(forced, most)]
+    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
 
 
 def ask_capped(engine, problems, cap: int) -> Answers:
     """Thinking may take `cap` tokens; what still thinks then is made to answer (</think> is forced)."""
-    tokenizer = engine.tokenizer
-    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
-    heads = []
-    for (response,) in engine.generate(prompts, cap):
+    end, heads = engine.tokenizer.end_think, []
+    for response in ask_chat(engine, problems, max_new=cap):
         ids = response.ids
-        heads.append(ids[:ids.index(tokenizer.end_think) + 1] if tokenizer.end_think in ids else [*ids, tokenizer.end_think])
-    answers = go_on(engine, prompts, heads, ANSWER)
-    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+        heads.append(ids[:ids.index(end) + 1] if end in ids else [*ids, end])
+    return go_on(engine, problems, heads, ANSWER)
 
 
 def ask_for_more(engine, problems) -> Answers:
     """Where thinking would end, " check:" stands instead and it goes on: what a model still makes of tokens that are allowed again."""
-    tokenizer = engine.tokenizer
-    prompts = [chat_prompt(p, tokenizer, engine.model.config.vision) for p in problems]
-    heads = []
+    end, heads = engine.tokenizer.end_think, []
     for response in ask_chat(engine, problems, max_new=LONGEST):
         ids = response.ids
-        heads.append(ids[:ids.index(tokenizer.end_think)] + tokenizer.encode(" check:") if tokenizer.end_think in ids else ids[:-1])
-    answers = go_on(engine, prompts, heads, LONGEST)
-    return Answers([correct(p, a) for p, a in zip(problems, answers)], [len(head) for head in heads])
+        heads.append(ids[:ids.index(end)] + engine.tokenizer.encode(" check:") if end in ids else ids[:-1])
+    return go_on(engine, problems, heads, LONGEST)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------------------------------
@@ -100,14 +93,12 @@ def ask_for_more(engine, problems) -> Answers:
 def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: bool = True) -> dict:
     """{"stages": {stage: {row: Answers}}, "caps": {cap: {row: Answers}}, "sweep": {share: {row: Answers}}, "more": {stage: {row: Answers}}}.
     `only` these stages; without controls, nothing but the stages."""
-    if split == "test":
-        with open(run / "test_reads.jsonl", "a") as file:
-            file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": "long2short"}) + "\n")
+    note_reading(run, split, number, "long2short")
     exams = {row: exam.exam(row, split, number) for row in ROWS}
     stages = [stage for stage in only if (run / stage / "model.safetensors").exists()]
     out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
     for stage in stages:
-        engine = open_stage(run, load(run / stage))
+        engine = engine_of(run, load(run / stage))
         out["stages"][stage] = {row: ask(engine, problems) for row, problems in exams.items()}
         if controls and stage in ("l2s-toggle", "l2s-rigid"):
             out["more"][stage] = {row: ask_for_more(engine, problems) for row, problems in exams.items()}
@@ -116,14 +107,9 @@ def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: 
             out["caps"] = {cap: {row: ask_capped(engine, problems, max(1, int(cap * means[row]))) for row, problems in exams.items()}
                            for cap in CAPS}
     for share in SWEEP if controls and set(BOTH) <= set(stages) else ():
-        engine = open_stage(run, merge(load(run / "long"), load(run / "brief"), share))
+        engine = engine_of(run, merge(load(run / "long"), load(run / "brief"), share))
         out["sweep"][share] = {row: ask(engine, problems) for row, problems in exams.items()}
     return out
-
-
-def open_stage(run: Path, model) -> Engine:
-    """An engine for a model of the run."""
-    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch))
 
 
 def together(rows: dict) -> Answers:
@@ -225,17 +211,6 @@ def caps_panel(ax, caps: dict) -> None:
     style(ax, "long, thinking cut at a share of its mean length", "share")
 
 
-def write_results(runs: list[Path], cards: list[dict], best: str, number: int, path: Path) -> None:
-    """results/long2short.json from several runs."""
-    settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in runs]
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, {"experiment": path.stem, "command": "python rl.py long2short --run RUN", "best": best, "commit": settings[0]["commit"],
-                      "evaluation": {"command": " ".join(["python -m nanokimi.lengths", *sys.argv[1:]]), "commit": plan.commit()},
-                      "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
-                      "minutes": [total_minutes(run) for run in runs], "exam": exam.VERSION,
-                      "rows": over_seeds([rows_of(card, best) for card in cards], number * len(ROWS), TARGETS)})
-
-
 def total_minutes(run: Path) -> float:
     """Wall clock of the two models and all methods."""
     notes = [run / stage / "long2short.json" for stage in STAGES]
@@ -265,7 +240,10 @@ def main() -> None:
     for card in cards:
         print_card(card, args.problems, args.split, best)
     if args.out:
-        write_results(args.runs, cards, best, args.problems, args.out)
+        settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in args.runs]
+        rows = over_seeds([rows_of(card, best) for card in cards], args.problems * len(ROWS), TARGETS)
+        write_results(args.out, "lengths", "python rl.py long2short --run RUN", settings, [total_minutes(run) for run in args.runs], rows,
+                      best=best, exam=exam.VERSION)
         picture(cards, args.out.with_suffix(".png"))
 
 

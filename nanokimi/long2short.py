@@ -17,14 +17,14 @@ import torch
 
 from . import data, plan, rollout
 from .checkpoint import read_json, write_json
-from .engine import Engine
+from .engine import Engine, engine_of
 from .errors import BadInput, number
-from .learner import Learner, muon
+from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
-from .policy import budget, length_reward, toggle
+from .policy import budget, toggle
 from .rollout import Group
-from .tokenizer import Rendered, Tokenizer
+from .tokenizer import Rendered
 
 METHODS = ("merge", "shortest", "dpo", "rl", "toggle", "rigid")
 K = 8                           # samples a problem, as in the paper
@@ -41,7 +41,7 @@ def length(talk) -> int:
 
 def right_ones(group: Group) -> list:
     """The responses of a finished group that are right."""
-    return [talk for talk, right in zip(group.talks, group.right()) if right]
+    return [talk for talk, right in zip(group.talks, group.right) if right]
 
 
 def shortest(group: Group, rng):
@@ -54,10 +54,9 @@ def shortest(group: Group, rng):
     return equal[rng.integers(len(equal))]
 
 
-def shortest_correct(group: Group, rng) -> Rendered | None:
-    """Prompt and shortest right response as one document; None where nothing was right."""
-    talk = shortest(group, rng)
-    return None if talk is None else talk.response.trajectory(talk.prompt)
+def shortest_correct(groups: list[Group], rng) -> list[Rendered]:
+    """Prompt and shortest right response of every group that has one, as documents."""
+    return [talk.response.trajectory(talk.prompt) for group in groups if (talk := shortest(group, rng)) is not None]
 
 
 def preferences(group: Group, rng) -> list[tuple]:
@@ -67,7 +66,7 @@ def preferences(group: Group, rng) -> list[tuple]:
     if chosen is None:
         return []
     least = length(chosen)
-    rejected = [talk for talk, right in zip(group.talks, group.right()) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
+    rejected = [talk for talk, right in zip(group.talks, group.right) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
     return [(chosen, talk) for talk in rejected]
 
 
@@ -89,17 +88,13 @@ def merge(a: NanoKimi, b: NanoKimi, share: float = 0.5) -> NanoKimi:
 
 def sample(engine: Engine, pool: list, seed: int) -> list[Group]:
     """K responses to every problem of the pool."""
-    groups = [rollout.start(engine, item, K, LONGEST, (STREAM, seed, n)) for n, item in enumerate(pool)]
-    done, _ = rollout.carry_on(engine, groups, 1.0)
-    return done
+    return rollout.sample(engine, pool, K, LONGEST, (STREAM, seed))
 
 
 def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 3, documents: int = 32) -> str:
     """Shortest rejection sampling: supervised learning on the shortest right response."""
-    chosen = [doc for group in groups if (doc := shortest_correct(group, rng)) is not None]
-    for epoch in range(epochs):
-        for part in batches_of(chosen, documents, rng):
-            learner.imitate(part)
+    chosen = shortest_correct(groups, rng)
+    learner.imitate_all(chosen, documents, rng, epochs)
     return f"{len(chosen)} shortest responses; {len(groups) - len(chosen)} problems without a right one are left out"
 
 
@@ -112,51 +107,30 @@ def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.
             f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no pair: nothing was learned")
 
 
-def batches_of(things: list, size: int, rng):
-    """The things in random order, `size` at a time."""
-    order = rng.permutation(len(things))
-    for start in range(0, len(things), size):
-        yield [things[i] for i in order[start:start + size]]
-
-
-def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, lr: float,
-              problems: int = 32) -> str:
+def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iterations: int, max_new: int, seed: int, problems: int = 32) -> str:
     """RL, equally many iterations for every method. rewards_of(group, iteration) -> the rewards that it learns from."""
     lengths = []
     for iteration in range(iterations):
-        for part in learner.optimizer.param_groups:
-            part["lr"] = lr * (1 - 0.9 * iteration / iterations)
+        learner.optimizer.set_schedule(1 - 0.9 * iteration / iterations)
         rng = np.random.default_rng([STREAM, seed, iteration, 1])
-        items = rollout.choose(pool, problems, rng)
-        groups = [rollout.start(engine, item, K, max_new, (STREAM, seed, iteration, n)) for n, item in enumerate(items)]
-        groups, _ = rollout.carry_on(engine, groups, 1.0)
+        groups = rollout.sample(engine, rollout.choose(pool, problems, rng), K, max_new, (STREAM, seed, iteration))
         learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
         for group in groups:
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
-        lengths.append(np.mean([length(talk) for group in groups for talk in group.talks]))
+        lengths.append(np.mean([group.lengths for group in groups]))
     return f"{iterations} iterations, mean length {lengths[0]:.0f} to {lengths[-1]:.0f}"
-
-
-def with_penalty(weight: float):
-    """Rewards with k1.5's length reward (2.3.3): the second RL phase of long2short."""
-    def rewards_of(group, iteration):
-        extra = length_reward([length(talk) for talk in group.talks], group.right())
-        return [reward + weight * e for reward, e in zip(group.rewards, extra)]
-    return rewards_of
 
 
 def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
     """Toggle's rewards; with an endless phase the budget is rigid. budgets: {(ability, modality, seed) of an item: tokens or None}."""
     def rewards_of(group, iteration):
-        limit = budgets[key_of(group.item)]
-        return toggle(group.rewards, [length(talk) for talk in group.talks], limit, iteration, phase, threshold)
+        return toggle(group.rewards, group.lengths, budgets[key_of(group.item)], iteration, phase, threshold)
     return rewards_of
 
 
 def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
     """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
-    return {key_of(group.item): budget([length(talk) for talk in group.talks], group.right(), percentile)
-            for group in groups}
+    return {key_of(group.item): budget(group.lengths, group.right, percentile) for group in groups}
 
 
 def key_of(item) -> tuple:
@@ -166,13 +140,12 @@ def key_of(item) -> tuple:
 
 # ---- stages --------------------------------------------------------------------------------------------------------------------------------
 
-def teach(learner: Learner, style: str, steps: int, seed: int, lr: float) -> None:
+def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
     """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
     batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style)
     for step in range(steps):
-        for part in learner.optimizer.param_groups:
-            part["lr"] = lr * wsd(step, steps, 10, 0.5)
+        learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
         shards, counts = batches[step]
         for batch in shards:
             batch.denominator, batch.rows = counts["targets"], counts["rows"]
@@ -185,8 +158,8 @@ def teach(learner: Learner, style: str, steps: int, seed: int, lr: float) -> Non
 def fresh(run: Path, stage: str, lr: float) -> tuple[Learner, Engine]:
     """A learner on the weights of a stage, and the engine that samples from the same weights."""
     model = load(run / stage).train()
-    tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
-    return Learner(model, tokenizer, muon(model, lr)), Engine(model, tokenizer)
+    engine = engine_of(run, model)
+    return Learner(model, engine.tokenizer, muon(model, lr)), engine
 
 
 def make_pool(number: int, seed: int) -> list:
@@ -209,7 +182,7 @@ def think(run: Path, args, say) -> None:
             continue
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
-        teach(learner, style, args.sft_steps, args.seed, args.sft_lr)
+        teach(learner, style, args.sft_steps, args.seed)
         finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started, say)
 
 
@@ -243,10 +216,11 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
         note = prefer_shortest(learner, groups, rng)
     else:
         pool = [replace(group.item) for group in groups]
-        rewards_of, most = {"rl": (with_penalty(args.weight), int(0.4 * LONGEST)),             # k1.5: a much smaller maximum
+        penalised = lambda group, iteration: rollout.with_length(group, args.weight)
+        rewards_of, most = {"rl": (penalised, int(0.4 * LONGEST)),                              # k1.5: a much smaller maximum
                             "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
                             "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
-        note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed, args.lr)
+        note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed)
     finish(run, f"l2s-{method}", learner.model, args, note, started, say)
 
 
@@ -283,6 +257,6 @@ def run_methods(run: Path, args) -> None:
         _, engine = fresh(run, "long", args.lr)
         groups = sample(engine, make_pool(args.problems, args.seed), args.seed)
         say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
-            f"{np.mean([length(talk) for g in groups for talk in g.talks]):.0f} tokens")
+            f"{np.mean([group.lengths for group in groups]):.0f} tokens")
     for method in wanted:
         apply(method, run, args, groups, say)

@@ -200,17 +200,17 @@ def generation(model: NanoKimi, ledger: Ledger, engine: Engine, contexts: list, 
     return Need(weights, 0, kept, 0, logits, latents, ledger.peak - weights - kept - logits - latents)
 
 
-def needs(preset: Preset, tokenizer: Tokenizer, half: bool = True) -> dict[str, Need]:
-    """What each stage of a preset needs on a GPU, as train.py, rl.py and sample.py run it there. half: train.py in bf16."""
+def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
+    """What each stage of a preset needs on a GPU, as train.py (in bf16), rl.py and sample.py run it there."""
     vision, pad, out = preset.model.vision, tokenizer.media_pad, {}
     batch, _ = data.Batches("pretrain", tokenizer, vision, 0, preset.documents, preset.length, 100).shard(99, 0)
     with dry_run() as ledger:
-        out["pretrain"], out["optimizer step"] = training(shell(preset, pad).train(), ledger, batch, half)
+        out["pretrain"], out["optimizer step"] = training(shell(preset, pad).train(), ledger, batch, half=True)
     batch, _ = data.Batches("sft", tokenizer, vision, 0, preset.sft_documents, preset.sft_length, 100).shard(99, 0)
     with dry_run() as ledger:
         model = shell(preset, pad).train()
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)                # as in train.py
-        out["sft"], _ = training(model, ledger, batch, half, update=False)
+        out["sft"], _ = training(model, ledger, batch, half=True, update=False)
     with dry_run() as ledger:                                            # forward only: can be a GPU that is not there
         model = shell(preset, pad, "cuda")
         weights, engine = ledger.live, Engine(model, tokenizer, "cuda")

@@ -40,21 +40,6 @@ class Batch:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}
         return replace(self, **moved)
 
-    def split(self, rows: int, media_pad: int) -> list["Batch"]:
-        """Micro-batches of `rows` rows whose losses and gradients add up to the full batch's."""
-        assert self.media is None, "documents that share clips cannot be split: their gradients meet in the encoder"
-        parts, clip, patch = [], 0, 0
-        for start in range(0, len(self.ids), rows):
-            cut = {name: getattr(self, name)[start:start + rows] for name in ("ids", "targets", "positions", "segments")}
-            left, first = int((cut["ids"] == media_pad).sum()), (clip, patch)
-            while left > 0:
-                t, h, w = self.grid_thw[clip]
-                left, clip, patch = left - h * w // 4, clip + 1, patch + t * h * w
-            assert left == 0, "a clip lies across two micro-batches"
-            media = self.patches[first[1]:patch] if clip > first[0] else None
-            parts.append(replace(self, **cut, patches=media, grid_thw=self.grid_thw[first[0]:clip]))
-        return parts
-
 
 class NanoKimi(nn.Module):
     """The whole model. `media_pad` is the id that stands for one media token in `ids`."""

@@ -166,6 +166,15 @@ class MuonClip(torch.optim.Optimizer):
         return state[name]
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW for everything, with the schedule and the settings of MuonClip's own AdamW part."""
+
+    def __init__(self, parameters, lr, weight_decay):
+        super().__init__([{"params": list(parameters), "base_lr": lr}], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
+
+    set_schedule = MuonClip.set_schedule
+
+
 def stacked_rms(updates):
     """Root mean square over all elements of a list of tensors, as a 0-d fp32 tensor."""
     norms = torch.stack(torch._foreach_norm(updates, 2, torch.float32))

@@ -10,7 +10,6 @@ pre-training asks; `code` (the code of the red fox is 47.) comes up in longctx o
 """
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from . import data, plan
-from .checkpoint import write_json
 from .engine import Engine
 from .errors import BadInput, command
-from .evaluate import ask_document, over_seeds
+from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
 from .model import load, with_language
 from .report import INK, MUTED, save_png, style
 from .tokenizer import Rendered, Tokenizer
@@ -59,6 +57,7 @@ def models(run):
 
 def measure(run, split, number):
     """{kind: {model: accuracy [length][depth]}} and the lengths in tokens."""
+    note_reading(run, split, number, "needles")
     asked, original = models(run)
     vision = asked["longctx"].config.vision
     tokenizer, lengths = Tokenizer.load(run / "tokenizer", vision.patch), [int(share * original) for share in SHARES]
@@ -124,27 +123,12 @@ def main():
     for run, grids, tokens in zip(args.runs, cards, lengths):
         picture(grids, tokens, run / "needles.png")
     if args.out:
-        write_results(args, cards, lengths[0])
-
-
-def write_results(args, cards, lengths):
-    """results/needles.json, and the mean over runs as a picture beside it."""
-    mean = {kind: {name: np.mean([card[kind][name] for card in cards], 0).tolist() for name in MODELS} for kind in NEEDLES}
-    settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
-    content = {"experiment": args.out.stem, "command": "python train.py --stage longctx --run RUN", "commit": settings[0]["commit"],
-               "evaluation": {"command": " ".join(["python -m nanokimi.needles", *sys.argv[1:]]), "commit": plan.commit()},
-               "machine": settings[0]["machine"], "threads": settings[0]["threads"], "seeds": [s["seed"] for s in settings],
-               "minutes": [longctx_minutes(run) for run in args.runs], "split": args.split, "lengths": lengths, "depths": DEPTHS,
-               "rows": over_seeds([rows_of(card) for card in cards], args.problems * len(DEPTHS), {}), "cells": mean}
-    args.out.parent.mkdir(exist_ok=True)
-    write_json(args.out, content)
-    picture(mean, lengths, args.out.with_suffix(".png"))
-
-
-def longctx_minutes(run):
-    """Wall clock of the stage."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return round([row for row in rows if row["stage"] == "longctx"][-1]["seconds"] / 60, 2)
+        mean = {kind: {name: np.mean([card[kind][name] for card in cards], 0).tolist() for name in MODELS} for kind in NEEDLES}
+        settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
+        write_results(args.out, "needles", "python train.py --stage longctx --run RUN", settings, [sum_minutes(run, "longctx") for run in args.runs],
+                      over_seeds([rows_of(card) for card in cards], args.problems * len(DEPTHS), {}), split=args.split, lengths=lengths[0],
+                      depths=DEPTHS, cells=mean)
+        picture(mean, lengths[0], args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 
 from . import checkpoint, data, plan
 from .checkpoint import newest_stage, read_json, write_json
-from .engine import Engine
+from .engine import Engine, engine_of
 from .errors import BadInput, command, reading
 from .evaluate import ask_chat
 from .learner import Learner, muon
@@ -31,7 +31,7 @@ from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
 from .rollout import content_of, question_content
-from .tokenizer import Learn, Rendered, Tokenizer
+from .tokenizer import Rendered, Tokenizer
 from .world import exam
 from .world.types import Clip, Image, Problem
 from .world.verify import correct
@@ -210,8 +210,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     last = time.perf_counter()
     with plan.interruptible() as stop:
         for step in range(state["step"], steps):
-            for part in learner.optimizer.param_groups:
-                part["lr"] = lr * wsd(step, steps, 10, 0.5)
+            learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
             loss = learner.imitate(documents_of(theirs, tokenizer, model.config.vision, np.random.default_rng([args.seed, 3, step])))
             if (step + 1) % 20 == 0:
                 say(f"{step + 1:5d}  loss {loss:.3f}")
@@ -254,7 +253,7 @@ def picture_chat(tokenizer: Tokenizer, vision, rng) -> Rendered:
     problems = data.make_problems(str(rng.choice(["naming", "naming", "scene", "counting", "ocr"])), rng)
     problem = problems[rng.integers(len(problems))]
     messages, thinking = data.chat_messages(replace(problem, context=()), rng)
-    messages[0]["content"] = question_content([data.prepared(part, vision) for part in problem.context], problem)
+    messages[0]["content"] = question_content(problem, vision)
     return tokenizer.render_chat(messages, thinking=thinking)
 
 
@@ -278,12 +277,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     args, problems = parser.parse_args(), []
     for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
-        model = load(stage)
-        tokenizer = Tokenizer.load(args.run / "tokenizer", model.config.vision.patch)
-        problems = problems or [e.problem for e in read(args.data, tokenizer, model.config.vision) if e.problem]
+        engine = engine_of(args.run, load(stage))
+        problems = problems or [e.problem for e in read(args.data, engine.tokenizer, engine.model.config.vision) if e.problem]
         if not problems:
             raise BadInput(f"{args.data} holds no picture and no clip to ask about.")
-        plan.console.print(f"{stage.name}: {answered(Engine(model, tokenizer), problems):.3f} of {len(problems)}", markup=False)
+        plan.console.print(f"{stage.name}: {answered(engine, problems):.3f} of {len(problems)}", markup=False)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """What rl.py shows while it runs: the numbers of an iteration, a live table, metrics.jsonl. docs/METRICS.md says how to read them."""
 import json
-import os
 
 import numpy as np
 from rich.live import Live
 from rich.table import Table
 
-from .checkpoint import read_rows
+from .checkpoint import keep_rows
 from .plan import console
 
 SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "advantage_spread": "{:.3f}", "entropy": "{:.3f}",
@@ -45,11 +44,7 @@ class Panel:
 
     def __init__(self, folder, done):
         self.path, self.barren, self.recent = folder / "metrics.jsonl", 0, []
-        if self.path.exists():                                                  # a killed run wrote rows after its last checkpoint
-            rows = read_rows(self.path)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows if row["iteration"] <= done))
-            os.replace(partial, self.path)
+        keep_rows(self.path, lambda row: row["iteration"] <= done)
 
     def __enter__(self):
         self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None

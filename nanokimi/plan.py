@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import checkpoint, data
-from .checkpoint import read_json, read_rows, write_json
+from .checkpoint import read_json, write_json
 from .config import PRESETS
 from .errors import BadInput
 from .muon import MuonClip, qk_clip
@@ -255,20 +255,12 @@ class Log:
         if not self.silent:
             (self.bar.console if self.bar else console).print(text)
 
-    def forget(self, stage, step):
-        """Drop rows that a killed run wrote after its last checkpoint: they will be written again."""
-        if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row["stage"] != stage or row["step"] <= step]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(partial, self.path)
-
     def progress(self, stage, batches, steps, done):
         """Iterate over batches behind a progress bar (in the first process)."""
         if self.silent:
             yield from batches
             return
-        self.forget(stage, done)
+        checkpoint.keep_rows(self.path, lambda row: row["stage"] != stage or row["step"] <= done)
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[note]}")]
         with Progress(*columns, console=console, refresh_per_second=2) as self.bar:

@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan
-from .checkpoint import RELEASED, write_json
-from .engine import Engine
+from .checkpoint import RELEASED, read_rows, write_json
+from .engine import engine_of
 from .evaluate import BASE, ask_chat, ask_document, mean_score
 from .model import load
 from .rollout import content_of
-from .tokenizer import Tokenizer
 from .world import exam
 
 STAGES = ("pretrain", "sft", "rl", "short")                              # in the order they were trained
@@ -30,8 +29,7 @@ CHATS = {"chat_picture": False, "name": False, "count": False, "direction": Fals
 
 def card(run, stage, number):
     """{"row": mean score} of a stage on the first `number` val problems of a few rows, greedy."""
-    model = load(run / stage)
-    engine = Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch))
+    engine = engine_of(run, load(run / stage))
     problems = {row: exam.exam(row, "val", number) for row in (*CHATS, *(BASE[name][0] for name in DOCUMENTS))}
     if stage == "pretrain":
         return {name: measure(problems[row], ask_document(engine, problems[row])) for name in DOCUMENTS for row, measure in [BASE[name]]}
@@ -48,7 +46,7 @@ def halve(source, target):
 
 def thin(source, target, every):
     """Every so many rows of a metrics.jsonl, and those measured on val: what the notebooks draw."""
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows = read_rows(source)
     target.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i % every == 0 or "val" in row))
 
 

@@ -3,7 +3,6 @@
 Every PNG has a white card background (legible on light and dark pages) and a palette of 256 colours, so that it stays small (< 150 KB).
 """
 import io
-import json
 import math
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 from PIL import Image
 
+from nanokimi.checkpoint import read_rows
 from nanokimi.config import ModelConfig
 
 INK, MUTED, LINE, GRID = "#1f2328", "#68707a", "#cfd6dd", "#e8ebee"
@@ -39,7 +39,7 @@ def plot_run(metrics, out_dir):
     A row is {"stage", "step", "loss", "tokens", "val": {ability: accuracy}, "load": {type: [[..E..] a layer]}, ...}; all but stage and
     step are optional, and a figure without data is left out. `step` restarts with each stage. ValueError if there are no rows.
     """
-    rows = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
+    rows = read_rows(metrics)
     if not rows:
         raise ValueError(f"{metrics} has no rows: nothing to draw")
     out_dir, stages, written = Path(out_dir), stage_spans(rows), []

@@ -13,6 +13,7 @@ from . import data
 from .engine import Conversation, Engine, Response
 from .errors import BadInput
 from .model import Batch
+from .policy import length_reward
 from .sandbox import Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import problems as world, tools, verify
@@ -85,15 +86,23 @@ def choose(pool: list[Item], number: int, rng, easiest: float = 1.0, prioritised
 
 @dataclass
 class Group:
-    """The k responses to one problem, under way or finished, and their rewards."""
-    item: Item
+    """The k responses to one problem, under way or finished; then their rewards and whether they are right. tools: whether Python is declared.
+    item: None outside of RL."""
     problem: Problem
     talks: list[Conversation]
+    tools: bool
+    item: Item | None = None
     rewards: list[float] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
 
     @property
     def responses(self) -> list[Response]:
         return [talk.response for talk in self.talks]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that the model wrote in each response."""
+        return [sum(response.sampled) for response in self.responses]
 
     @property
     def over(self) -> bool:
@@ -105,18 +114,14 @@ class Group:
         """Whether there is anything to learn: some responses did better than others."""
         return max(self.rewards) - min(self.rewards) > 1e-6
 
-    def right(self) -> list[bool]:
-        """Which responses are right."""
-        return [r > 0 and verify.correct(self.problem, content_of(x)) for r, x in zip(self.rewards, self.responses)]
-
     def solved(self) -> float:
         """Share of right responses."""
-        return float(np.mean(self.right()))
+        return float(np.mean(self.right))
 
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""
         for talk in self.talks:
-            if self.problem.code and not talk.over:
+            if self.tools and not talk.over:
                 talk.sandbox = Sandbox(tool_media(self.problem))
                 if talk.response.ids:
                     replay(engine, talk)                                  # for the variables: the pictures that came back are kept
@@ -129,16 +134,16 @@ class Group:
                 talk.sandbox = None
 
 
-def question_content(parts: list, problem: Problem) -> list | str:
+def question_content(problem: Problem, vision) -> list | str:
     """The user's turn: media or text, a space as in training, the question."""
+    parts = [data.prepared(part, vision) for part in problem.context]
     return [*parts, f" {problem.question}" if parts else problem.question]
 
 
 def chat_prompt(problem: Problem, tokenizer: Tokenizer, vision, thinking: bool = True, use_tools: bool = False) -> Rendered:
     """The prompt of a problem in chat, up to where the model begins."""
-    content = question_content([data.prepared(part, vision) for part in problem.context], problem)
-    declared = [data.PYTHON_TOOL] if use_tools else None
-    return tokenizer.render_chat([{"role": "user", "content": content}], tools=declared, thinking=thinking, generate=True)
+    declared, user = [data.PYTHON_TOOL] if use_tools else None, {"role": "user", "content": question_content(problem, vision)}
+    return tokenizer.render_chat([user], tools=declared, thinking=thinking, generate=True)
 
 
 def tool_media(problem: Problem) -> dict:
@@ -152,15 +157,21 @@ def content_of(response: Response) -> str:
     return response.parsed["content"].strip()
 
 
+def begin(engine: Engine, problem: Problem, k: int, max_new: int, key: tuple, thinking: bool = True, tools: bool = False,
+          item: Item | None = None) -> Group:
+    """A group whose responses are still empty."""
+    prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, tools)
+    return Group(problem, [Conversation(prompt, (*key, j), max_new, MAX_TURNS if tools else 1) for j in range(k)], tools, item)
+
+
 def start(engine: Engine, item: Item, k: int, max_new: int, key: tuple, thinking: bool = True) -> Group:
-    """A group whose responses are still empty. The tool is declared where the problem needs it."""
+    """A group for a problem of the pool. The tool is declared where the problem needs it."""
     problem = item.problem()
-    prompt = chat_prompt(problem, engine.tokenizer, engine.model.config.vision, thinking, bool(problem.code))
-    return Group(item, problem, [Conversation(prompt, (*key, j), max_new, MAX_TURNS if problem.code else 1) for j in range(k)])
+    return begin(engine, problem, k, max_new, key, thinking, bool(problem.code), item)
 
 
-def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
-    """Samples on, each response to its end or `segment` tokens further: (finished groups with rewards, unfinished ones)."""
+def respond(engine: Engine, groups: list[Group], temperature: float = 0.0, segment: int | None = None) -> None:
+    """Samples on, each response to its end or `segment` tokens further. Tool processes live no longer than this takes."""
     for part in in_parts(groups):
         try:
             for group in part:
@@ -169,18 +180,30 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
         finally:
             for group in part:
                 group.close_tools()
+
+
+def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
+    """Samples on: (finished groups with rewards, unfinished ones)."""
+    respond(engine, groups, temperature, segment)
     done, rest = ([g for g in groups if g.over == wanted] for wanted in (True, False))
     for group in done:
         thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
         group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
+        group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
     return done, rest
+
+
+def sample(engine: Engine, items: list[Item], k: int, max_new: int, key: tuple, temperature: float = 1.0) -> list[Group]:
+    """k responses to every problem, all of them finished."""
+    groups = [start(engine, item, k, max_new, (*key, n)) for n, item in enumerate(items)]
+    return carry_on(engine, groups, temperature)[0]
 
 
 def in_parts(groups: list[Group]) -> list[list[Group]]:
     """Groups in parts that do not hold more than OPEN tool processes."""
     parts, used = [[]], 0
     for group in groups:
-        needs = len(group.talks) if group.problem.code else 0
+        needs = len(group.talks) if group.tools else 0
         if parts[-1] and used + needs > OPEN:
             parts.append([])
             used = 0
@@ -194,6 +217,11 @@ def reward(problem: Problem, response: Response, thinking: bool = True) -> float
     thought = not thinking or bool((response.parsed["thinking"] or "").strip())
     fine = response.stop == "end" and response.parsed["well_formed"] and thought
     return verify.score(problem, content_of(response)) if fine else 0.0
+
+
+def with_length(group: Group, weight: float) -> list[float]:
+    """The rewards of a group, with k1.5's length reward (2.3.3) added by weight."""
+    return [r + weight * extra for r, extra in zip(group.rewards, length_reward(group.lengths, group.right))] if weight else group.rewards
 
 
 # ---- what trains -----------------------------------------------------------------------------------------------------------------------
@@ -226,16 +254,12 @@ def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, p
 
 
 def _training(pairs, patch, pad) -> Training:
-    entries = [(talk.response, talk.response.trajectory(talk.prompt), value, np.mean(values), np.std(values))
-               for group, values in pairs for talk, value in zip(group.talks, values)]
-    documents = {id(doc): n for n, (_, doc, *_) in enumerate(entries)}
-    length = -(-max(len(doc.ids) for _, doc, *_ in entries) // 64) * 64
-    rows = data.pack([doc for _, doc, *_ in entries], length)
-    order = [documents[id(doc)] for row in rows for doc in row]               # packing sorts by length
-    sampled = [[p for p, own in zip(entries[n][0].logprobs, entries[n][0].sampled) if own] for n in order]
+    talks = [talk for group, _ in pairs for talk in group.talks]
+    batch, order = data.packed([talk.response.trajectory(talk.prompt) for talk in talks], pad, patch)
+    sampled = [[p for p, own in zip(talks[n].response.logprobs, talks[n].response.sampled) if own] for n in order]
     owner = np.repeat(order, [len(logprobs) for logprobs in sampled])
-    reward, baseline, spread = (np.array(column, np.float32) for column in list(zip(*entries))[2:])
-    return Training(data.to_batch(rows, length, pad, patch), np.concatenate(sampled).astype(np.float32), owner, reward, baseline, spread)
+    by_response = [(value, np.mean(values), np.std(values)) for _, values in pairs for value in values]
+    return Training(batch, np.concatenate(sampled).astype(np.float32), owner, *np.array(by_response, np.float32).T)
 
 
 # ---- unfinished responses in a checkpoint ---------------------------------------------------------------------------------------------
@@ -258,7 +282,7 @@ def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
         talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
-        talk.sandbox = Sandbox(tool_media(group.problem)) if group.problem.code else None
+        talk.sandbox = Sandbox(tool_media(group.problem)) if group.tools else None
         talk.response.clips = replay(engine, talk)
         pads = sum(clip.tokens(engine.tokenizer.patch) for clip in talk.response.clips)
         if pads != talk.response.ids.count(engine.tokenizer.media_pad):

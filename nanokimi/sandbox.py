@@ -139,8 +139,8 @@ class Sandbox:
             session, self.session = self.session, None
             session.__exit__(None, None, None)
 
-    def run(self, code: str, media: dict[str, np.ndarray] | None = None) -> ToolResult:
-        """Run code; `media` adds to or replaces the named pictures and clips. Errors of the code, however hostile, are text in the result.
+    def run(self, code: str) -> ToolResult:
+        """Run code. Errors of the code, however hostile, are text in the result.
 
         After running out of time or memory the session is discarded: variables are gone, media stay.
         """
@@ -148,23 +148,22 @@ class Sandbox:
             return ToolResult("the python tool is not available here: pip install pydantic-monty", ok=False)
         if len(code) > CODE_CHARACTERS:
             return ToolResult(f"the program is too long: at most {CODE_CHARACTERS} characters", ok=False)
-        self.media.update(media or {})
         self.budget.left = PIXELS_PER_RUN
         printed = monty.CollectString(max_bytes=OUTPUT_BYTES)
         try:
-            value = self._feed(code, printed, media)
+            value = self._feed(code, printed)
             images = self._show(value, printed)
             return ToolResult(printed.output.rstrip("\n"), images, True, value)
         except monty.MontyError as error:
             return ToolResult("\n".join(filter(None, (printed.output.rstrip("\n"), self._explain(error)))), ok=False)
 
-    def _feed(self, code: str, printed, media):
-        """Value of the last expression. Media are bound when the session opens, and when given."""
+    def _feed(self, code: str, printed):
+        """Value of the last expression. Media are bound when the session opens."""
+        inputs = {}
         if self.session is None:
             self.session = _pool().checkout(limits=LIMITS, os_policy={"random_start": {"seed": 0}})
             self.session.__enter__()
-            media = self.media
-        inputs = {name: _wrap((Picture if array.ndim == 3 else Film)(array, self.budget)) for name, array in (media or {}).items()}
+            inputs = {name: _wrap((Picture if array.ndim == 3 else Film)(array, self.budget)) for name, array in self.media.items()}
         return self.session.feed_run(code, inputs=inputs, print_callback=printed)
 
     def _show(self, value, printed) -> list[np.ndarray]:

@@ -14,8 +14,9 @@ import sample as chat
 from nanokimi import data, hf, lengths, long2short
 from nanokimi.config import VisionConfig
 from nanokimi.learner import Learner, muon
-from nanokimi.long2short import budgets_of, merge, preferences, shortest, with_penalty, within_budget
+from nanokimi.long2short import budgets_of, merge, preferences, shortest, within_budget
 from nanokimi.policy import dpo
+from nanokimi.rollout import Group, Item, with_length
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.world.types import Problem
 
@@ -26,8 +27,7 @@ def group(*responses):
     """(tokens, reward) of each response."""
     talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
     rewards = [r for _, r in responses]
-    return SimpleNamespace(talks=talks, rewards=rewards, right=lambda: [r == 1.0 for r in rewards],
-                           item=SimpleNamespace(ability="a", modality="text", seed=1))
+    return Group(None, talks, False, Item("a", "text", 1), rewards, [r == 1.0 for r in rewards])
 
 
 # ---- what is learned from samples ----------------------------------------------------------------------------------------------------------
@@ -55,8 +55,8 @@ def test_preferences_take_wrong_and_longer_and_right_and_much_longer():
 
 def test_length_penalty_and_budgets_as_rewards():
     some = group((10, 1.0), (20, 1.0), (30, 0.0))
-    assert with_penalty(0.5)(some, 0) == [1.25, 1.0, -0.25]
-    assert with_penalty(0.5)(group((10, 1.0), (10, 0.0)), 0) == [1.0, 0.0]
+    assert with_length(some, 0.5) == [1.25, 1.0, -0.25]
+    assert with_length(group((10, 1.0), (10, 0.0)), 0.5) == [1.0, 0.0]
     budgets = budgets_of([some], percentile=0)
     assert budgets == {("a", "text", 1): 10.0}
     alternating, rigid = within_budget(budgets, phase=2), within_budget(budgets, phase=10 ** 9)
@@ -217,7 +217,7 @@ def test_measurement(shortened, monkeypatch, tmp_path, capsys):
 
 
 def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
-    tiny = lengths.open_stage(shortened, lengths.load(shortened / "long"))
+    tiny = lengths.engine_of(shortened, lengths.load(shortened / "long"))
     problems = lengths.exam.exam("scene_text", "val", 3)
     answers = lengths.ask_capped(tiny, problems, 5)
     assert len(answers.hits) == 3 and max(answers.tokens) <= 6              # five tokens of thinking, and </think>

@@ -214,8 +214,9 @@ def test_the_stage_extends_the_pretrained_model_and_the_cold_start_begins_from_i
 def test_needles_are_asked_and_drawn(run, monkeypatch):
     monkeypatch.setattr(needles, "SHARES", (0.5, 1, 4))
     monkeypatch.setattr(needles, "DEPTHS", (0, 1))
-    monkeypatch.setattr(sys, "argv", ["needles", str(run), "--problems", "1", "--threads", "1", "--out", str(run / "results.json")])
+    monkeypatch.setattr(sys, "argv", ["needles", str(run), "--split", "test", "--problems", "1", "--threads", "1", "--out", str(run / "results.json")])
     needles.main()
+    assert "needles" in (run / "test_reads.jsonl").read_text()
     content = json.loads((run / "results.json").read_text())
     assert content["lengths"] == [80, 160, 640] and content["rows"][0]["problems"] == 2
     assert np.array(content["cells"]["clip"]["yarn"]).shape == (3, 2)

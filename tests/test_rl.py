@@ -2,6 +2,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,10 +140,10 @@ def test_no_step_without_a_difference(monkeypatch, base):
 
 
 def test_length_penalty_waits_and_then_counts(monkeypatch, base):
-    responses = [type("R", (), {"sampled": [True] * n}) for n in (4, 8, 6)]
-    group = type("G", (), {"rewards": [1.0, 1.0, 0.0], "responses": responses, "right": lambda self: [True, True, False]})()
-    assert rl.with_length(group, 0.0) == [1.0, 1.0, 0.0]
-    assert rl.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
+    talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n)) for n in (4, 8, 6)]
+    group = rollout.Group(None, talks, False, rewards=[1.0, 1.0, 0.0], right=[True, True, False])
+    assert rollout.with_length(group, 0.0) == [1.0, 1.0, 0.0]
+    assert rollout.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
 
 
 def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkeypatch, base, tmp_path, capsys):

@@ -145,7 +145,7 @@ def test_text_twins_ask_what_the_pictures_ask():
 
 
 def test_tool_code_gives_the_answer_in_the_sandbox():
-    from nanokimi.evaluate import tool_media
+    from nanokimi.rollout import tool_media
     for make in (tools.tool_problems, tools.picture_tool_problems):
         for seed in range(12):
             p = make(rng(seed), "train")[0]

@@ -69,27 +69,27 @@ def event(rng, level):
     plot = rng.random() / max(level, 1e-6)
     if plot < 0.4:                                                       # one thing acts, the others stay
         only = scene.things[rng.integers(len(scene.things))]
-        acts |= {thing: ("stays", "", None, 0) for thing in scene.things if thing is not only}
+        acts |= {thing: ("stays", None, 0) for thing in scene.things if thing is not only}
     elif plot < 0.7:                                                     # one after the other
         for thing, when in zip(scene.things, rng.permutation(frames - 1) + 1):
-            acts[thing] = ("appears", "", None, int(when))
+            acts[thing] = ("appears", None, int(when))
     background = draw.background(rng, scene.height, scene.width, level)
-    clip = film(rng, background, frames, lambda f: [seen for t in scene.things for seen in performed(t, f, *acts[t])])
-    says = ", ".join(" ".join(filter(None, (t.name, *acts[t][:2]))) for t in scene.things)
-    order = shown_order([(acts[t][3], t.name) for t in scene.things if acts[t][0] == "appears"])
+    clip = film(background, frames, lambda f: [seen for t in scene.things for seen in performed(t, f, *acts[t])])
+    says = ", ".join(f"{t.name} {acts[t][0]}" for t in scene.things)
+    order = shown_order([(acts[t][2], t.name) for t in scene.things if acts[t][0] == "appears"])
     return clip, f" {says}.{order}"
 
 
 def act(rng, scene, thing, frames):
-    """(what it does, which way, centres by frame, frame of the event): half of them move."""
+    """(what it does, centres by frame, frame of the event): half of them move."""
     what = "moves" if rng.random() < 0.5 else ["appears", "vanishes", "appears", "vanishes", "blinks", "stays"][rng.integers(6)]
     way = list(DIRECTIONS)[rng.integers(8)]
     path = travel(rng, way, scene.width, scene.height, thing.size, frames)
     when = int(rng.integers(1, frames - 1 if what == "blinks" else frames))
-    return what, way if what == "moves" else "", path, when
+    return f"moves {way}" if what == "moves" else what, path, when
 
 
-def performed(thing, frame, act, way, path, when):
+def performed(thing, frame, act, path, when):
     """The thing as this frame shows it: [] or [thing]."""
     visible = {"appears": frame >= when, "vanishes": frame < when, "blinks": frame != when}.get(act, True)
-    return [moved(thing, path[frame]) if act == "moves" else thing] if visible else []
+    return [moved(thing, path[frame]) if act.startswith("moves") else thing] if visible else []

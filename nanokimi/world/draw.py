@@ -20,10 +20,9 @@ QUARTER_LIMIT = 32      # objects up to this size move in quarter pixels, larger
 
 
 class Sprite(NamedTuple):
-    """Something ready to be blended: canvas = canvas * keep + paint. Both (h, w, 3) float32; box = x0, y0, x1, y1 of what is visible."""
+    """Something ready to be blended: canvas = canvas * keep + paint. Both (h, w, 3) float32."""
     keep: np.ndarray
     paint: np.ndarray
-    box: tuple[int, int, int, int]
 
 
 # ---- backgrounds
@@ -119,11 +118,9 @@ def shape_sprite(kind, size, sub_x, sub_y):
 
 
 def make_sprite(paint, alpha):
-    """Sprite from premultiplied colours (h, w, 3) and alpha (h, w) in 0..1; the box holds the pixels that are at least half covered."""
-    rows, columns = np.flatnonzero((alpha >= 0.5).any(1)), np.flatnonzero((alpha >= 0.5).any(0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    """Sprite from premultiplied colours (h, w, 3) and alpha (h, w) in 0..1."""
     keep = np.repeat(1 - alpha[..., None], 3, 2)
-    return Sprite(np.ascontiguousarray(keep, np.float32), np.ascontiguousarray(paint, np.float32), box)
+    return Sprite(np.ascontiguousarray(keep, np.float32), np.ascontiguousarray(paint, np.float32))
 
 
 def shade(colour, rng=None):
@@ -134,10 +131,10 @@ def shade(colour, rng=None):
 
 def draw_shape(canvas, kind, colour, cx, cy, size, rng=None):
     """Draws in place, antialiased; (cx, cy) is the centre in pixels (0, 0 = the corner of the first pixel), size the longest side.
-    colour: a name in COLOURS; rng jitters it. Returns the visible box (x0, y0, x1, y1) or None when nothing is visible."""
+    colour: a name in COLOURS; rng jitters it."""
     size = max(3, round(size))
     (left, sub_x), (top, sub_y) = corner(cx, size), corner(cy, size)
-    return blend(canvas, shape_sprite(kind, size, sub_x, sub_y), left, top, shade(colour, rng))
+    blend(canvas, shape_sprite(kind, size, sub_x, sub_y), left, top, shade(colour, rng))
 
 
 def corner(centre, size):
@@ -147,24 +144,17 @@ def corner(centre, size):
 
 
 def blend(canvas, sprite, left, top, rgb=None):
-    """Puts a sprite at (left, top), cut off at the edges; with rgb the sprite's paint is tinted. Returns the visible box or None."""
+    """Puts a sprite at (left, top), cut off at the edges; with rgb the sprite's paint is tinted."""
     assert canvas.dtype == np.float32, f"draw on a float32 canvas, not {canvas.dtype} (see background and finish)"
     h, w = canvas.shape[:2]
     high, wide = sprite.keep.shape[:2]
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + wide, w), min(top + high, h)
     if x0 >= x1 or y0 >= y1:
-        return None
+        return
     part = np.s_[y0 - top:y1 - top, x0 - left:x1 - left]
     region = canvas[y0:y1, x0:x1]
     region *= sprite.keep[part]
     region += sprite.paint[part] if rgb is None else sprite.paint[part] * rgb
-    return clip_box(sprite.box, left, top, w, h)
-
-
-def clip_box(box, left, top, w, h):
-    """The part of a sprite's box that lies on the canvas, in canvas pixels; None when empty."""
-    x0, y0, x1, y1 = max(box[0] + left, 0), max(box[1] + top, 0), min(box[2] + left, w), min(box[3] + top, h)
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 # ---- pictograms and handwriting
@@ -178,9 +168,9 @@ def pictogram_sprite(name, size):
 
 
 def draw_pictogram(canvas, name, cx, cy, size):
-    """Draws a pictogram in place, snapped to whole pixels; size = longest side. Returns the visible box or None, as draw_shape."""
+    """Draws a pictogram in place, snapped to whole pixels; size = longest side."""
     size = max(3, round(size))
-    return blend(canvas, pictogram_sprite(name, size), round(cx - size / 2), round(cy - size / 2))
+    blend(canvas, pictogram_sprite(name, size), round(cx - size / 2), round(cy - size / 2))
 
 
 @lru_cache(maxsize=16)
@@ -192,10 +182,10 @@ def enlarge(scale):
 
 def draw_digits(canvas, digits, x, y, scale, ink):
     """Writes handwritten digits (each (8, 8), 0..16) from left to right, top left corner (x, y), each 8 * scale pixels wide and high.
-    ink: RGB. Returns the box of the whole line of writing, clipped, or None."""
+    ink: RGB."""
     grow = enlarge(scale)
     alpha = np.concatenate([grow @ (digit / np.float32(16)) @ grow.T for digit in digits], 1)   # (8 scale, 8 scale n)
-    return blend(canvas, make_sprite(np.repeat(alpha[..., None], 3, 2), alpha), round(x), round(y), np.asarray(ink, np.float32))
+    blend(canvas, make_sprite(np.repeat(alpha[..., None], 3, 2), alpha), round(x), round(y), np.asarray(ink, np.float32))
 
 
 def writing(rng, digits, room=None, level=1.0):

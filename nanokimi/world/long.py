@@ -94,7 +94,7 @@ def chunks(rng, split, names):
     for name in names:
         size = pictogram_size(rng, 16, 28, split)
         things.append([Thing(name, None, *free_place(rng, size, SIDE, SIDE, ()), size)] if name else [])
-    stills = film(rng, draw.background(rng, SIDE, SIDE), len(names), lambda number: things[number])
+    stills = film(draw.background(rng, SIDE, SIDE), len(names), lambda number: things[number])
     return Clip(np.repeat(stills.frames, CHUNK, 0))
 
 

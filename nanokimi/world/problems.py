@@ -237,7 +237,7 @@ def direction_problems(rng, split, level=1.0):
     movers = rng.permutation(len(scene.things))[:len(scene.things) if split == "train" and rng.random() < 0.7 else 1]
     ways = {int(i): list(DIRECTIONS)[rng.integers(8)] for i in movers}
     paths = {i: travel(rng, way, scene.width, scene.height, scene.things[i].size, frames) for i, way in ways.items()}
-    clip = film(rng, background, frames, lambda f: [moved(t, paths[i][f]) if i in paths else t for i, t in enumerate(scene.things)])
+    clip = film(background, frames, lambda f: [moved(t, paths[i][f]) if i in paths else t for i, t in enumerate(scene.things)])
     names = [t.name for t in scene.things]
     problems = [Problem("video", "video", (clip,), f"which way does the {names[i]} move?", way, f"the {names[i]} moves {way}.")
                 for i, way in ways.items()]
@@ -257,7 +257,7 @@ def appear_problems(rng, split, level=1.0):
     if event == "blinks":
         when = int(rng.integers(1, frames - 1))
     visible = {"appears": lambda f: f >= when, "vanishes": lambda f: f < when, "blinks": lambda f: f != when}[event]
-    clip = film(rng, background, frames, lambda f: [t for t in scene.things if t is not who or visible(f)])
+    clip = film(background, frames, lambda f: [t for t in scene.things if t is not who or visible(f)])
     fact = f"the {who.name} {event}."
     return [Problem("video", "video", (clip,), "what happens?", f"{who.name} {event}", fact),
             Problem("video", "video", (clip,), f"what {event}?", who.name, fact)]
@@ -280,7 +280,7 @@ def order_problems(rng, split, level=1.0):
     first, second = [scene.things[i] for i in rng.permutation(len(scene.things))[:2]]
     when = sorted(int(f) + 1 for f in rng.permutation(frames - 1)[:2])
     start = {first: when[0], second: when[1]}
-    clip = film(rng, background, frames, lambda f: [t for t in scene.things if f >= start.get(t, 0)])
+    clip = film(background, frames, lambda f: [t for t in scene.things if f >= start.get(t, 0)])
     fact = shown_order([(when[0], first.name), (when[1], second.name)]).strip()
     return [Problem("video", "video", (clip,), f"what appears {word}?", thing.name, fact)
             for word, thing in (("first", first), ("second", second))]
@@ -294,7 +294,7 @@ def clip_naming_problems(rng, split, level=1.0, shown=True):
     scene = pictogram_scene(rng, split, pictogram.name)
     background = draw.background(rng, scene.height, scene.width, level)
     path = travel(rng, list(DIRECTIONS)[rng.integers(8)], scene.width, scene.height, scene.things[0].size, frames)
-    clip = film(rng, background, frames, lambda f: [moved(scene.things[0], path[f])])
+    clip = film(background, frames, lambda f: [moved(scene.things[0], path[f])])
     return about_pictogram(pictogram, (clip,), "video", scene.caption)
 
 

@@ -129,9 +129,9 @@ def sample_kinds(rng, count, split, pictograms=()):
     return [pick() for _ in range(count)]
 
 
-def sample_scene(rng, split="train", count=None, pictograms=(), kinds=None, sides=(32, 96)):
+def sample_scene(rng, split="train", kinds=None, sides=(32, 96)):
     """A random scene of 1 to 6 things, or of the given kinds; the canvas is drawn again (larger) if they do not fit."""
-    kinds = kinds or sample_kinds(rng, count or int(rng.integers(1, 7)), split, pictograms)
+    kinds = kinds or sample_kinds(rng, int(rng.integers(1, 7)), split)
     low, high = sides
     while True:
         scene = place(rng, kinds, *canvas_size(rng, low, high, split), split)
@@ -152,7 +152,7 @@ def travel(rng, direction, width, height, size, frames):
     return start + np.arange(frames)[:, None] * step * speed
 
 
-def film(rng, background, frames, present):
+def film(background, frames, present):
     """A clip from `present(frame) -> things`."""
     return Clip(np.stack([paint(present(frame), background) for frame in range(frames)]))
 
