@@ -64,8 +64,8 @@ def _load_film(path: Path) -> tuple[np.ndarray, float]:
             frames = [upright(frame) for i, frame in enumerate(film.decode(video=0)) if i in wanted]
     except MediaError:
         raise
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise MediaError(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:                                                  # a broken film breaks PyAV in many ways
+        raise MediaError(f"cannot decode {path}: {getattr(error, 'strerror', None) or first_words(error)}") from error
     return np.stack(frames), fps * (count - 1) / (total - 1) if count > 1 else fps
 
 

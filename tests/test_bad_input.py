@@ -262,7 +262,7 @@ def test_a_prompt_never_becomes_a_special_token(good, pieces):
     ("train", ("--devices", "3", "--precision", "32-true"), "use 1 or 2 processes"), ("train", ("--seed", "x"), "invalid int"),
     ("train", ("--stage", "sft", "--devices", "1", "--precision", "32-true"), "has none yet"),
     ("rl", ("--k", "1"), "give 2 or more"), ("rl", ("--visual", "2"), "want 0 to 1"), ("rl", ("--lr", "nan"), "want 0"), ("rl", ("--start", "none"), "first"),
-    ("rl", ("--temperature", "0"), "want 0.01"), ("evaluate", ("--problems", "-3"), "want 1"), ("evaluate", ("--stage", "none"), "no finished stage"),
+    ("rl", ("--temperature", "0"), "want 0.01"), ("evaluate", ("--problems", "-3"), "want 2"), ("evaluate", ("--stage", "none"), "no finished stage"),
     ("gains", (), "no finished RL"), ("lengths", (), "has no long"),
 ])
 def test_options_that_cannot_be(says, good, tmp_path, command, arguments, words):
@@ -354,7 +354,7 @@ DAMAGES = {
 }
 NO_FILE = ("numbers that overflow", "another pad token", "fewer tokens")     # no single file is to blame
 SAME = {"sample": lambda run, out: (*ASK, "--stage", "sft", "--run", run), "rl": lambda run, out: ("--run", run, *RL),
-        "evaluate": lambda run, out: (run, "--problems", "1", "--threads", "1"),
+        "evaluate": lambda run, out: (run, "--problems", "2", "--threads", "1"),
         "hf": lambda run, out: ("export", run, out / "out", "--stage", "sft"),
         "train": lambda run, out: ("--data", put(out / "words" / "a.txt", "hello").parent, "--run", run, "--steps", "1", "--threads", "1")}
 

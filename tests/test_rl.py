@@ -35,6 +35,12 @@ def luck(problem, response, thinking=True):
     return sum(token % 2 == 0 for token in response.ids) / max(1, len(response.ids))
 
 
+def lucky(monkeypatch):
+    """Rewards of 0 and 1 by luck; what earns anything counts as right."""
+    monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
+    monkeypatch.setattr(rollout.verify, "correct", lambda *_: True)
+
+
 def call(monkeypatch, base, name, *options):
     monkeypatch.setattr(sys, "argv", ["rl.py", "--run", str(base), "--name", name, "--pool", "60", "--problems", "6", "--k", "4", "--max-new", "12",
                                       "--threads", "1", *options])
@@ -92,7 +98,7 @@ def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
 
 def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):
     """Killed between RL and the closing stage: only the closing stage is done; after that nothing."""
-    monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
+    lucky(monkeypatch)
     shorten = rl.shorten
     monkeypatch.setattr(rl, "shorten", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -151,7 +157,7 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     with pytest.raises(SystemExit) as stop:
         gains.main()
     assert stop.value.code == 2 and "has no finished RL" in capsys.readouterr().err
-    monkeypatch.setattr(rollout, "reward", lambda *args: float(luck(*args) > 0.5))
+    lucky(monkeypatch)
     call(monkeypatch, base, "rl", "--iterations", "2")
     out = tmp_path / "rl.json"
     monkeypatch.setattr(sys, "argv", ["gains", str(base), "--split", "test", "--problems", "3", "--threads", "1", "--out", str(out)])
