@@ -6,6 +6,7 @@
 import json
 import re
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def results_table(path):
         sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
         lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
     lines.append("\n</details>")
+    asked = statistics.mode(row["problems"] for row in content["rows"] if row["problems"])           # rows pooled over others have more, or null
     minutes = ", ".join(f"{m:g}" for m in content["minutes"])
-    lines.append(f"\n`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {content['rows'][0]['problems']} problems a row, "
+    lines.append(f"\n`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {asked} problems a row, "
                  f"test split, greedy · {content['machine']} · commit {content['commit']}")
     return "\n".join(lines)
 
@@ -47,12 +49,32 @@ def bands_table(path):
     return "\n".join(lines)
 
 
+SPEED = {"train_vs_transformers": "training step, forward and backward, over transformers' with its best expert kernel, each in its better precision",
+         "train_tokens_s": "tokens a second of that step", "optimizer_share": "MuonClip's share of a step", "data_share": "share of making the data, CPU seconds",
+         "useful_flops_share": "matrix products at this machine's best rate, share of a step's time ([the rest](docs/PROFILE.md))",
+         "decode_vs_generate": "greedy decoding, 64 prompts with a picture, 64 tokens, over transformers' generate", "decode_tokens_s": "tokens a second of it",
+         "tool_turn_ms": "a tool call that returns a crop, its encoding and prefill, milliseconds", "rollout_overhead": "bookkeeping over the model's time in a rollout",
+         "nano_peak_gb": "memory of one training process, GiB"}
+
+
+def speed_table(path):
+    """The rows of results/bench.json that README shows."""
+    content = json.loads(path.read_text())
+    rows = {row["name"]: row for row in content["rows"]}
+    lines = ["| row | median | lowest | highest | target | met |", "|---|---|---|---|---|---|"]
+    for name, words in SPEED.items():
+        row, form = rows[name], "{:,.0f}" if rows[name]["mean"] > 100 else "{:.2f}"
+        lines.append(f"| {words} (`{name}`) | " + " | ".join(form.format(v) for v in (row["mean"], min(row["values"]), max(row["values"]))) +
+                     f" | {row['target'] or ''} | {met(row)} |")
+    return "\n".join([*lines, f"\n`{content['command']}` · {content['machine']} · commit {content['commit']}"])
+
+
 def met(row):
     """Whether the mean meets its target: yes, no, or nothing where there is none."""
     if not row["target"]:
         return ""
-    sign, value = row["target"][:2], float(row["target"][2:])
-    return "yes" if (row["mean"] >= value if sign == ">=" else row["mean"] <= value) else "**no**"
+    value = float(row["target"].lstrip("<>="))
+    return "yes" if (row["mean"] >= value if row["target"].startswith(">") else row["mean"] <= value) else "**no**"
 
 
 def fill(text, name, content):
@@ -77,6 +99,7 @@ def main():
     text = fill(text, "rl", results_table(ROOT / "results" / "rl.json"))
     text = fill(text, "l2s", results_table(ROOT / "results" / "long2short.json"))
     text = fill(text, "bands", bands_table(results))
+    text = fill(text, "bench", speed_table(ROOT / "results" / "bench.json"))
     readme.write_text(text)
     chinese = ROOT / "README.zh.md"
     chinese.write_text(copy_generated(text, chinese.read_text()))

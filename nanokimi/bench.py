@@ -4,7 +4,6 @@ Rows of results/bench.json. Each pair takes turns, and the median of the ratios 
 """
 import argparse
 import copy
-import resource
 import subprocess
 import sys
 import tempfile
@@ -349,12 +348,19 @@ def profile_shares(prof):
             (("parts", shares), ("operators", kinds), ("named", named))}
 
 
+PEAK = """import runpy, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])"""
+
+
 def peak_memory():
-    """nano_peak_gb: the most memory that one process of `python train.py --steps 60` holds, libraries included."""
+    """nano_peak_gb: the most memory that one process of `python train.py --steps 60` holds, libraries included, as Linux counts it from the
+    program's start (a parent's own memory must not count: ru_maxrss is inherited)."""
     with tempfile.TemporaryDirectory() as run:
-        subprocess.run([sys.executable, "train.py", "--run", run, "--steps", "60", "--stage", "pretrain", "--devices", "1"], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
-    return {"nano_peak_gb": [resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20]}      # Linux counts KiB
+        done = subprocess.run([sys.executable, "-c", PEAK, "--run", run, "--steps", "60", "--stage", "pretrain", "--devices", "1"], check=True,
+                              capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    return {"nano_peak_gb": [int(done.stdout.split()[-1]) / 2 ** 20]}
 
 
 def write_profile(path, shares, values):

@@ -101,11 +101,11 @@ PRESETS = {
     "laptop": Preset(ModelConfig(VisionConfig(dim=256, layers=6, heads=4, mlp=960),
                                  LanguageConfig(vocab=2048, dim=384, layers=8, heads=12, q_lora=192, kv_lora=128, dense_ffn=1024,
                                                 experts=32, top_k=4, expert_ffn=128, routed_scaling=2.0)),
-                     minutes=240, documents=384, length=256, lr=1.5e-3, warmup=200, sft_lr=5e-4),
+                     minutes=240, documents=320, length=256, lr=1.5e-3, warmup=200, sft_lr=5e-4),
     "consumer": Preset(ModelConfig(VisionConfig(dim=384, layers=12, heads=6, mlp=1440),
                                    LanguageConfig(vocab=2048, dim=512, layers=12, heads=8, q_lora=384, kv_lora=256, nope=64, rope=32,
                                                   v_dim=64, dense_ffn=1408, experts=64, top_k=4, expert_ffn=160, routed_scaling=2.0)),
-                       minutes=2880, documents=768, length=256, lr=1e-3, warmup=500, sft_lr=3e-4),
+                       minutes=2880, documents=640, length=256, lr=1e-3, warmup=500, sft_lr=3e-4),
     "k2.5": Preset(ModelConfig(                                  # config.json as released; on the meta device only
         VisionConfig(patch=14, dim=1152, layers=27, heads=16, mlp=4304, pos_grid=64, max_image_patches=16384, max_frame_patches=4096,
                      max_side_patches=512),
