@@ -148,8 +148,7 @@ def build(s, media_pad):
     if s.encoders == 2:
         first = model.vision.state_dict()
         model.vision = TwoEncoders(model.config.vision)
-        model.vision.load_state_dict(first, strict=False)
-        model.vision.clip_vision.load_state_dict(first)
+        model.vision.load_state_dict(first | {f"clip_vision.{name}": x for name, x in first.items()})
     return model
 
 

@@ -38,8 +38,8 @@ PRETRAIN = {
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
                                           "wiki", "recall")}
 EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
-ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking
-MISLED = 0.75                   # of the colours before a form, in captions and direct answers: see misled
+ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking (ours)
+MISLED = 0.75                   # of the colours before a form, in captions and direct answers (ours): see misled
 COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(draw.KINDS)})\b)")
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).

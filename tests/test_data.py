@@ -194,3 +194,29 @@ def test_a_form_is_not_read_off_the_colour_before_it(tokenizer):
     assert not thinking.shown
     for kind in ("scene_text", "interleaved"):
         assert not data.pretrain_document(rng, tokenizer, VISION, 512, kind, 1.0)[1].shown
+
+
+def test_a_sum_is_always_worked_out():
+    """Also behind a picture that it is not about; questions about a text mostly, captions never."""
+    rng = np.random.default_rng(0)
+    sums = [p for _ in range(200) for p in data.interleaved_problems(rng) if p.ability == "reasoning" and not p.code]
+    assert len(sums) > 30 and all(data.thinks(p, False, rng) for p in [*sums, *world.arithmetic_problems(rng, "train")])
+    told = [p for _ in range(200) for p in world.scene_problems(rng, "train", modality="text")]
+    captions, others = ([p for p in told if (p.verifier == "caption") == wanted] for wanted in (True, False))
+    assert not any(data.thinks(p, True, rng) for p in captions)
+    assert abs(np.mean([data.thinks(p, False, rng) for p in others]) - data.ALOUD) < 0.06
+
+
+def test_what_recall_says_is_true():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        row, again, *rest = data.recall_document(rng, 0)
+        names = row.strip(".").split(", ")
+        assert again == f" again: {row}" and len(rest) >= 4
+        for asked, said in zip(rest[::2], rest[1::2]):
+            said = said.strip(" .")
+            if " of the " in asked:
+                side, name = asked.strip().removesuffix(" is the").split(" of the ")
+                assert names[names.index(name) + {"right": 1, "left": -1}[side]] == said and names.index(name) + {"right": 1, "left": -1}[side] >= 0
+            else:
+                assert f"{said} {asked.strip().removeprefix('the ').removesuffix(' is')}" in names
