@@ -29,7 +29,7 @@ SHARDS = 2                      # parts of a step; the number of processes must 
 # step (K2.5 2.1: early fusion). All values ours; K2.5 does not disclose its own.
 PRETRAIN = {
     "events": 0.115, "clip": 0.06,                                                                   # clips: dense, and with questions
-    "album": 0.10, "handwriting": 0.045, "caption": 0.12, "boxes": 0.02,                              # pictures, dense
+    "album": 0.10, "handwriting": 0.045, "caption": 0.09, "boxes": 0.05,                              # pictures, dense
     "scene": 0.115, "counting": 0.11, "naming": 0.03, "ocr": 0.015,                                   # pictures with questions
     "scene_text": 0.105, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
     "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
@@ -37,14 +37,14 @@ PRETRAIN = {
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
                                           "wiki", "recall")}
-EASIER = {"caption": "album", "boxes": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
+EASIER = {"caption": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking (ours)
 MISLED = 0.75                   # of the colours before a form, in captions and direct answers (ours): see misled
 COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(draw.KINDS)})\b)")
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.22, "scene_text": 0.21, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
-       "arithmetic": 0.09, "tool": 0.22, "crop_call": 0.05}
+       "arithmetic": 0.09, "tool": 0.22, "crop": 0.05}
 # Long context: one document in five is long, which is half of the tokens; the others are pre-training's, so that nothing is forgotten.
 # Ours: K2 tells its tokens (400B short, then 60B long), not its mixture; Kimi-VL took a quarter long and three quarters replay.
 LONGCTX = {"document": 0.80, "haystack": 0.08, "pages": 0.03, "gallery": 0.03, "film": 0.06}
@@ -67,7 +67,7 @@ PROBLEMS = {"scene": world.scene_problems, "counting": world.counting_problems, 
             "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems,
             "program": world.program_problems, "placed": world.placed_problems,
             "scene_text": partial(world.scene_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
-            "interleaved": lambda rng, _: interleaved_problems(rng), "crop_call": lambda rng, _: tools.crop_call_problems(rng)}
+            "interleaved": lambda rng, _: interleaved_problems(rng), "crop": lambda rng, _: tools.crop_problems(rng)}
 LEVELLED = ("scene", "counting", "clip")                   # of these there are easy ones: see world/problems.py
 
 
@@ -78,10 +78,11 @@ def make_problems(kind, rng, level=1.0):
 
 def interleaved_problems(rng):
     """Questions in words behind a picture that they are not about, as on a web page (K2.5 pre-trains on interleaved documents; kinds and
-    share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows. No
-    flags, as a flag beside its capital would be a x b; no tool problem about the picture, as no stage before RL has those."""
+    share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows: half of
+    them are mazes, specks and the like, which look like a fish or a zebra to a model that never saw one. No flags, as a flag beside its
+    capital would be a x b; no tool problem about the picture, as no stage before RL has those."""
     kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.35, 0.35, 0.1, 0.1, 0.1]))
-    picture = sample_scene(rng, "train").picture(rng)
+    picture = tools.picture(rng, "train") if rng.random() < 0.5 else sample_scene(rng, "train").picture(rng)
     return [replace(problem, context=(picture, *problem.context)) for problem in make_problems(kind, rng)]
 
 
@@ -248,6 +249,7 @@ PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: i
 
 
 LOOK = "plan: look at everything, then answer."
+GLANCE = "at a glance."          # where thinking would only say the answer twice: what shortest rejection sampling has to choose from
 ADD = "plan: add the ones, then the tens, then the hundreds."
 
 
@@ -283,19 +285,18 @@ def chat_messages(problem, rng, style=None):
     if problem.code:
         call = {"role": "assistant", "thinking": f" {problem.reasoning}", "content": "",
                 "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
-        if not problem.answer:                                           # a picture would come back: learn to ask for it
-            return [user, call], True
-        result = {"role": "tool", "content": problem.answer}
-        final = {"role": "assistant", "thinking": f" the result is {problem.answer}.", "content": f" {problem.answer}"}
-        return [user, call, result, final], True
+        returned = problem.meta.get("returned")                          # in place of a picture: what it shows
+        thought = world.digits_read(problem.answer) if returned else f"the result is {problem.answer}."
+        result = {"role": "tool", "content": returned or problem.answer}
+        return [user, call, result, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
     dice = rng.random()
     if dice < 0.2 or not problem.reasoning:
         return [user, {"role": "assistant", "content": f" {problem.answer}"}], False
     if style:
         own = np.random.default_rng(rng.integers(2 ** 32))               # so that both styles leave `rng` in the same state
         thought = checked_thinking(problem, own) if style == "long" else problem.reasoning
-    elif dice < 0.35 and problem.context:                                # the last step alone; sums need all of theirs
-        thought = problem.reasoning.partition(". ")[2] or problem.reasoning
+    elif dice < 0.35 and problem.context:                                # the last step alone, or none; sums need all of theirs
+        thought = problem.reasoning.partition(". ")[2] or GLANCE
     else:
         thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True

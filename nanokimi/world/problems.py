@@ -208,10 +208,20 @@ def ocr_problems(rng, split, modality="image"):
     picks = rng.integers(len(labels), size=int(rng.integers(2, 5)))
     text = "".join(str(labels[i]) for i in picks)
     if modality == "text":
-        context = ("a picture shows the digits " + ", ".join(NUMBER_WORDS[int(d)] for d in text) + ".",)
+        context = (digits_said(text),)
     else:
         context = (Image(draw.writing(rng, [images[i] for i in picks])),)
-    return [Problem("ocr", modality, context, "what number is written?", text, f"the digits {' '.join(text)}.", "ocr")]
+    return [Problem("ocr", modality, context, "what number is written?", text, digits_read(text), "ocr")]
+
+
+def digits_said(text):
+    """What a picture of this number shows, in words."""
+    return f"a picture shows the digits {', '.join(NUMBER_WORDS[int(digit)] for digit in text)}."
+
+
+def digits_read(text):
+    """The chain of thought that reads it."""
+    return f"the digits {' '.join(text)}."
 
 
 # ---- clips: direction, appeared, order, names --------------------------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 A picture of 192 to 256 pixels reaches the encoder downscaled; the tool's `img` has every pixel. The host computes the answer from what it
 drew, never by running the code. Each kind has a text twin, in which the picture stands only in the tool: `img` beside a sentence about it.
-`Posed.code` is one program that finds the answer; a crop's answer has to be looked at, so its twin teaches the call alone.
+`Posed.code` is one program that finds the answer; a crop's answer has to be looked at, so its twin says what it shows.
 """
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import content, draw
-from .problems import in_split, said
+from .problems import digits_said, in_split, said
 from .scenes import sample_kinds, sample_scene
 from .types import Image, Problem
 
@@ -150,6 +150,11 @@ POSES = (pose_pixels, pose_illusion, pose_specks, pose_maze, pose_detail)
 
 # ---- problems --------------------------------------------------------------------------------------------------------------------------
 
+def picture(rng, split):
+    """The picture of such a problem, without its question."""
+    return Image(POSES[rng.integers(len(POSES))](rng, split).pixels)
+
+
 def picture_tool_problems(rng, split):
     """A picture, a question that eyes cannot answer, the program that can. Exam (and RL) only: no pre-training document shows them."""
     posed = POSES[rng.integers(len(POSES))](rng, split)
@@ -180,8 +185,8 @@ def tool_problems(rng, split):
     return [in_split(_list_tool if rng.random() < 0.4 else lambda r: _img_tool_text(r, split), rng, split)]
 
 
-def crop_call_problems(rng):
-    """Training only: a crop that is asked for in words. Its result would be a picture, so the cold start learns the call alone."""
+def crop_problems(rng):
+    """Training only, and text only: a crop is asked for in words, and what it would show comes back in words, too, as in every twin."""
     posed = pose_detail(rng, "train")
-    return [Problem("code", "text", twin_context(posed, rng), posed.question, "", "i use python.", posed.verifier, posed.code,
-                    {"img": posed.pixels})]
+    return [Problem("code", "text", twin_context(posed, rng), posed.question, posed.answer, "i use python.", posed.verifier, posed.code,
+                    {"img": posed.pixels, "returned": digits_said(posed.answer)})]
