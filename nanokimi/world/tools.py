@@ -94,13 +94,12 @@ def pose_specks(rng, split):
 
 
 MAZE = """w, h, p = {w}, {h}, img.pixels()
-d, q = {{(0, 0): 0}}, [(0, 0)]
-for x, y in q:
-    for u, v in [(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)]:
-        if 0 <= u < w and 0 <= v < h and (u, v) not in d and sum(p[v * 64 * w + u * 8]) > 300:
-            d[(u, v)] = d[(x, y)] + 1
-            q.append((u, v))
-print(d[(w - 1, h - 1)])"""
+free = {{x + 99 * y for x in range(w) for y in range(h) if sum(p[64 * w * y + 8 * x]) > 300}}
+at, n = {{0}}, 0
+while w + 99 * h - 100 not in at:
+    free, n = free - at, n + 1
+    at = {{i + j for i in at for j in (1, -1, 99, -99)}} & free
+print(n)"""
 
 
 def maze_steps(free):
