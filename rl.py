@@ -253,7 +253,7 @@ def hopeless(row, panel, patience=5):
              "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
-def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
+def shorten(args, folder, engine, pool, problems=768, documents=64, epochs=2, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
     Writes the model into `folder`."""
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
@@ -264,7 +264,7 @@ def shorten(args, folder, engine, pool, problems=256, documents=64, lr=1e-4):
     if not chosen:
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
-    Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents)
+    Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents, rng, epochs)
     save(engine.model, folder)
     long = np.mean([group.lengths for group in done])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "

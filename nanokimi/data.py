@@ -78,12 +78,14 @@ def make_problems(kind, rng, level=1.0):
 
 def interleaved_problems(rng):
     """Questions in words behind a picture that they are not about, as on a web page (K2.5 pre-trains on interleaved documents; kinds and
-    share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows: half of
-    them are mazes, specks and the like, which look like a fish or a zebra to a model that never saw one. No flags, as a flag beside its
-    capital would be a x b; no tool problem about the picture, as no stage before RL has those."""
+    share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows. Many of
+    the pictures are mazes, specks and the like, which look like a fish to a model that never saw one, but never before a question about
+    such a picture: no stage before RL has those. No flags, as a flag beside its capital would be a x b."""
     kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.35, 0.35, 0.1, 0.1, 0.1]))
-    picture = tools.picture(rng, "train") if rng.random() < 0.5 else sample_scene(rng, "train").picture(rng)
-    return [replace(problem, context=(picture, *problem.context)) for problem in make_problems(kind, rng)]
+    problems = make_problems(kind, rng)
+    about_one = any("img" in problem.meta for problem in problems)
+    picture = sample_scene(rng, "train").picture(rng) if about_one or rng.random() < 0.5 else tools.picture(rng, "train")
+    return [replace(problem, context=(picture, *problem.context)) for problem in problems]
 
 
 def question_prompt(problem, cue="answer"):
