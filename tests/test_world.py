@@ -195,8 +195,7 @@ def test_dense_boxes_and_events_say_what_is_drawn():
                 (y0, x0), (y1, x1) = drawn.min(0), drawn.max(0)
                 seen = f"{x0 * 100 // scene.width} {y0 * 100 // scene.height} {x1 * 100 // scene.width} {y1 * 100 // scene.height}"
                 assert verify.box(seen, " ".join(map(str, thing.box(scene.width, scene.height)))) > 0.5
-    for seed in range(60):
-        [(picture, said)] = dense.boxes(rng(seed), 0.0)
+    for picture, said in [shown for seed in range(20) for shown in dense.boxes(rng(seed), 0.0)]:
         for colour, _, *box in [item.split() for item in said.strip(" .").split(", ") if item.split()[0] in draw.COLOURS]:
             height, width = picture.pixels.shape[:2]
             x0, y0, x1, y1 = (int(place) * side // 100 for place, side in zip(box[-4:], (width, height, width, height)))

@@ -21,11 +21,19 @@ def caption(rng, level):
     return [(scene.picture(rng, level), f" {scene.names}.")]
 
 
-def boxes(rng, level):
-    """[(picture, names with boxes)]: what is where. Few things: places take many tokens."""
-    scene = crowd(rng, level, 3)
-    places = [f"{t.name} {' '.join(map(str, t.box(scene.width, scene.height)))}" for t in scene.things]
-    return [(scene.picture(rng, level), f" {', '.join(places)}.")]
+def boxes(rng, level, pictures=3):
+    """[(picture, names with boxes)]: what is where, of few things: places take many tokens. Places are
+    learned late and only from many examples, like motion: several small pictures share a document."""
+    out = []
+    for _ in range(pictures):
+        scene = crowd(rng, level, 3)
+        out.append((scene.picture(rng, level), f" {', '.join(placed(thing, scene) for thing in scene.things)}."))
+    return out
+
+
+def placed(thing, scene):
+    """Its name and its box."""
+    return f"{thing.name} {' '.join(map(str, thing.box(scene.width, scene.height)))}"
 
 
 def album(rng, level, pictures=5):
