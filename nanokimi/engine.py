@@ -21,9 +21,7 @@ from .language import Cache
 from .tokenizer import Rendered, Tokenizer
 from .vision import patchify, prepare_image
 
-ROWS = {"cpu": 384}             # rows decoded together; anything else 512 (ours; 384 rows give 1.4x the tokens/s of 128)
-MIN_ROWS = 16                   # a batch is not split further for the sake of a free core (ours)
-MAX_WORKERS = 4                 # batches side by side; beyond that they queue for Python's lock (ours)
+ROWS = 512                      # decoded together (ours; on two cores 512 rows give 1.4 x the tokens/s of 128)
 PREFILL_TOKENS = 32768          # rows x longest prompt of a batch: bounds the cache and the (rows, heads, T, T) attention logits of a prefill (ours)
 TOOL_CHARACTERS = 800           # of a tool's text that the model gets to read (ours)
 
@@ -89,8 +87,7 @@ class Engine:
         assert precision in ("fp32", "bf16"), f"precision is fp32 or bf16, got {precision}"
         model.expect(tokenizer)
         self.model, self.tokenizer, self.device, self.precision = model, tokenizer, torch.device(device), precision
-        self.rows = ROWS.get(self.device.type, 512)
-        self.version = 0                                                        # of the weights; a trainer counts it up
+        self.rows, self.version = ROWS, 0                                       # version: of the weights; a trainer counts it up
 
     @classmethod
     def lowered(cls, model, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> "Engine":
@@ -124,44 +121,13 @@ class Engine:
     def _generate(self, contexts: list[Rendered], keys, limits: list[int], temperature: float) -> list[Response]:
         """One response to each context, at most `limits` tokens each. Contexts that are the same object are computed once."""
         out = [Response() for _ in contexts]
-
-        def run(batch: list[int]) -> None:
-            with self._inference():
-                for row, token, logprob in self._decode([contexts[i] for i in batch], [keys[i] for i in batch], [limits[i] for i in batch],
-                                                        temperature):
-                    out[batch[row]].add([token], [logprob], True, self.version)
-            for i in batch:
-                self._finish(out[i], contexts[i])
-
-        with self._evaluating():
-            self._run_all(run, self._batches(contexts))
+        order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i].ids))       # neighbours need little padding, and share prefills
+        with self._evaluating(), self._inference():
+            for row, token, logprob in self._decode(*([things[i] for i in order] for things in (contexts, keys, limits)), temperature):
+                out[order[row]].add([token], [logprob], True, self.version)
+        for response, context in zip(out, contexts):
+            self._finish(response, context)
         return out
-
-    @property
-    def workers(self) -> int:
-        """Batches decoded side by side: on a CPU one a core. The operations of a decoding step are too small to share between cores, and
-        OpenMP threads that wait for each other crawl on a busy machine (measured: 2 batches on 2 cores 1.65 x one core; one batch on 2
-        threads beside another job 0.1 x)."""
-        return min(MAX_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-
-    def _run_all(self, run, batches) -> None:
-        threads, workers = torch.get_num_threads(), min(self.workers, len(batches))
-        if workers <= 1:
-            for batch in batches:
-                run(batch)
-            return
-        try:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-                list(pool.map(run, batches))
-        finally:
-            torch.set_num_threads(threads)                                      # the setting leaks into threads that start later
-
-    def _batches(self, contexts) -> list[list[int]]:
-        """Indices for each worker, longest context first: neighbours are about equally long (little left padding) and share prefills."""
-        order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i].ids))
-        size = min(self.rows, max(MIN_ROWS, -(-len(order) // self.workers)))            # something to do for every worker
-        blocks = [order[start:start + size] for start in range(0, len(order), size)]
-        return [sum(blocks[worker::self.workers], []) for worker in range(min(self.workers, len(blocks)))]
 
     def _finish(self, response: Response, prompt: Rendered) -> None:
         ended = bool(response.ids) and response.ids[-1] in self.tokenizer.stop_ids
@@ -191,7 +157,7 @@ class Engine:
         When half of the rows that a batch may have are free, the next contexts take their place: longest first, as they come.
         """
         limits = [self._room(context, limit) for context, limit in zip(contexts, limits)]
-        uniforms = self._uniforms(keys, max(limits)) if temperature > 0 else None        # (rows, steps)
+        uniforms = self._uniforms(keys, max(limits)) if temperature > 0 and limits else None        # (rows, steps)
         lengths = torch.tensor([len(context.ids) for context in contexts], device=self.device)
         waiting, rows, said, ended = [row for row, limit in enumerate(limits) if limit][::-1], [], [[] for _ in limits], [False] * len(limits)
         live = positions = lengths[:0]                                          # (B,) row of each line of the cache; position of its next token

@@ -78,6 +78,14 @@ def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor
     return Gather.apply(F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=aligned_ends.int()), places)
 
 
+def experts_dense(x: torch.Tensor, shares: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """All experts on all tokens x (N, d), weighted by shares (N, E), 0 where an expert was not chosen -> (N, d). For the few tokens of a
+    decoding step this is less work than sorting them, and than padding them by expert."""
+    h = swiglu(F.linear(x, gate_up.to(x.dtype).flatten(0, 1)).unflatten(-1, (len(gate_up), -1)))         # (N, E, ffn)
+    h = (h * shares[..., None]).transpose(0, 1)                             # (E, N, ffn)
+    return torch.bmm(h, down.to(x.dtype).mT).sum(0)
+
+
 class Spread(torch.autograd.Function):
     """Rows x (N, d) put at `places` (N,), all different, of `total` rows; zeros elsewhere."""
 

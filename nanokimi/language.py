@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanokimi.config import LanguageConfig
-from nanokimi.kernels import EXPERTS, Combine, Dispatch, Normalise, attend, attention_logits, swiglu
+from nanokimi.kernels import ALIGN, EXPERTS, Combine, Dispatch, Normalise, attend, attention_logits, experts_dense, swiglu
 
 BETA_FAST, BETA_SLOW = 32, 1    # YaRN: turns over the original context from which a pair stays, and up to which it is stretched (K2.5)
 MASKED = -30000.0               # finite: a row of padding sees nothing and must not become NaN; exp of it is 0 in every dtype
@@ -243,6 +243,9 @@ class MoE(nn.Module):
             balance = self.measure(scores.view(*x.shape[:2], -1), chosen.view(*x.shape[:2], -1), valid)
             if aux is not None:
                 aux.append(balance)
+        elif self.kernel == "grouped" and scores.numel() <= chosen.numel() + self.cfg.experts * ALIGN:      # fewer rows than sorted, padded ones
+            shares = torch.zeros_like(scores).scatter_(1, chosen, weights)  # (N, E)
+            return self.shared(x) + experts_dense(flat, shares.to(x.dtype), self.gate_up, self.down).view_as(x)
         order = chosen.flatten().argsort(stable=True)                       # (N * k,) slots sorted by expert
         slots = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device)).view_as(chosen)
         counts = chosen.flatten().bincount(minlength=self.cfg.experts)

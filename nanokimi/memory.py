@@ -217,7 +217,7 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
         states(MuonClip(model.named_parameters(), lr=1e-4))
         groups = [rollout.start(engine, item, K, rollout.MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
         contexts = [talk.context() for group in groups for talk in group.talks]
-        first = [contexts[i] for i in engine._batches(contexts)[0]]      # the longest prompts
+        first = sorted(contexts, key=lambda context: -len(context.ids))  # as the engine takes them
         out["rl: responses"] = generation(model, ledger, engine, first, rollout.MAX_NEW, kept=ledger.live - weights)
     for talk in (talk for group in groups for talk in group.talks):      # responses of full length
         talk.response.add([0] * rollout.MAX_NEW, [0.0] * rollout.MAX_NEW, True)

@@ -249,20 +249,6 @@ def test_joined_caches_go_on_as_each_alone(first, second):
         assert torch.allclose(language(language.embed(alone), torch.arange(alone.shape[1])[None])[0, -1], got, atol=1e-4)
 
 
-def test_side_by_side_equals_one_after_the_other():
-    prompts = [chat(f"number {i}? " * (i % 5)) for i in range(40)]
-    one = [r.ids for (r,) in ENGINE.generate(prompts, 10, 1.0, seed=2)]
-    torch.set_num_threads(3)
-    try:
-        assert ENGINE.workers == 3
-        assert one == [r.ids for (r,) in ENGINE.generate(prompts, 10, 1.0, seed=2)]
-        assert torch.get_num_threads() == 3
-        with pytest.raises(ValueError, match="no room"):                        # an error in a worker reaches the caller
-            ENGINE.generate([*prompts, chat("how many stars are left of it? " * 40)], 5)
-    finally:
-        torch.set_num_threads(1)
-
-
 def test_nothing_to_do():
     assert ENGINE.generate([], 5) == []
     ENGINE.advance([])

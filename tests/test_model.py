@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
-from nanokimi.kernels import experts_grouped, experts_loop, token_logprobs
+from nanokimi.kernels import experts_dense, experts_grouped, experts_loop, token_logprobs
 from nanokimi.language import MASKED, Cache, RMSNorm, attention_mask
 from nanokimi.model import Batch, NanoKimi, choose_kernel, load, save
 from nanokimi.vision import SAMPLE_FPS, VisionClip, navit_resize, patchify, prepare_image, prepare_video
@@ -305,7 +305,10 @@ def test_experts_without_a_token():
     torch.manual_seed(0)
     x, gate_up, down = torch.randn(6, 16), torch.randn(4, 32, 16), torch.randn(4, 16, 16)
     counts = torch.tensor([0, 4, 0, 2])
-    close(experts_grouped(x, counts, gate_up, down), experts_loop(x, counts, gate_up, down))
+    sorted_by_expert = experts_loop(x, counts, gate_up, down)
+    close(experts_grouped(x, counts, gate_up, down), sorted_by_expert)
+    shares = F.one_hot(torch.arange(len(counts)).repeat_interleave(counts), len(counts)).float()         # each row has its one expert
+    close(experts_dense(x, 3 * shares, gate_up, down), 3 * sorted_by_expert)
 
 
 def test_moe_equals_its_formula(model):
