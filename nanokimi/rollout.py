@@ -40,7 +40,7 @@ CLIPS = (world.direction_problems, world.appear_problems, world.order_problems)
 WEIGHTS = {("video", "video"): 2}                                         # clips are asked three kinds of questions; all others weigh 1 (ours)
 STREAM = 7                      # separates RL's random numbers from those of pre-training and the cold start
 MAX_TURNS = 3                   # calls of the tool, plus one (ours)
-MAX_NEW = 256                   # tokens a turn (ours): a program that finds its way through a maze takes 150
+MAX_NEW = 256                   # tokens a turn (ours): a turn that finds its way through a maze takes 156
 OPEN = 96                       # tool processes at a time
 
 
