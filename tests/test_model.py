@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanokimi import language
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.kernels import experts_dense, experts_grouped, experts_loop, token_logprobs
 from nanokimi.language import MASKED, Cache, RMSNorm, attention_mask
@@ -309,6 +310,19 @@ def test_experts_without_a_token():
     close(experts_grouped(x, counts, gate_up, down), sorted_by_expert)
     shares = F.one_hot(torch.arange(len(counts)).repeat_interleave(counts), len(counts)).float()         # each row has its one expert
     close(experts_dense(x, 3 * shares, gate_up, down), 3 * sorted_by_expert)
+
+
+@pytest.mark.parametrize("tokens, dense", [(1, True), (85, True), (86, False)])
+def test_few_tokens_take_all_experts_at_once(model, monkeypatch, tokens, dense):
+    """Where sorting would pad to more rows than there are: the same output as the loop's."""
+    moe, used = model.language.layers[1].moe, []
+    monkeypatch.setattr(language, "experts_dense", lambda *args: used.append(1) or experts_dense(*args))
+    x = torch.randn(1, tokens, CFG.language.dim)
+    outputs = []
+    for moe.kernel in ("loop", "grouped"):
+        outputs.append(moe(x))
+    close(*outputs)
+    assert bool(used) == dense
 
 
 def test_moe_equals_its_formula(model):
