@@ -251,7 +251,7 @@ PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: i
 
 
 LOOK = "plan: look at everything, then answer."
-GLANCE = "at a glance."          # where thinking would only say the answer twice: what shortest rejection sampling has to choose from
+GLANCE = "at a glance."          # where thinking would only repeat the answer (ours): meant for shortest rejection sampling, but RL unlearns it
 ADD = "plan: add the ones, then the tens, then the hundreds."
 
 
