@@ -22,8 +22,8 @@ def caption(rng, level):
 
 
 def boxes(rng, level, pictures=3):
-    """[(picture, names with boxes)]: what is where, of few things: places take many tokens. Places are
-    learned late and only from many examples, like motion: several small pictures share a document."""
+    """[(picture, names with boxes)]: what is where, of few things, as places take many tokens. They are learned late and only from many
+    examples, like motion: several small pictures share a document."""
     out = []
     for _ in range(pictures):
         scene = crowd(rng, level, 3)
