@@ -41,7 +41,7 @@ SAVE_EVERY = 60                 # seconds between checkpoints
 class Settings:
     """Everything that an arm may change; an arm of nanokimi/ledger.py names only what differs."""
     preset: str = "nano"
-    steps: int = 600                # of pre-training; 0: it begins from a finished run
+    steps: int = 360                # of pre-training; 0: it begins from a finished run
     documents: int = 48             # a step
     length: int = 192               # tokens in a packed row
     mix: dict = field(default_factory=lambda: dict(data.PRETRAIN))      # shares of documents by kind

@@ -79,15 +79,15 @@ class Claim:
 
 NAMES = {"album": 0.45, "naming": 0.20, "events": 0.15, "clip": 0.20}    # pictures and clips of things with names
 QUESTIONS_MIX = {"album": 0.25, "caption": 0.15, "scene": 0.20, "naming": 0.10, "scene_text": 0.20, "category": 0.10}
-RL = {"iterations": 80, "step-problems": 16, "pool": 1000}
-RATES = (1e-4, 2e-4, 4e-4)
+RL = {"iterations": 40, "problems": 32, "step-problems": 16, "pool": 600}
+RATES = (1e-4, 3e-4)
 
 CLAIMS = [
     Claim("nplus1-encoder", "one encoder for pictures and clips carries names over to clips", "K2.5 4.2",
           "all weights of MoonViT-3D are shared by pictures and clips; four frames become as many tokens as one (no ablation printed)",
           "names that training shows in pictures and in no clip are asked about in clips; encoder shared, a second one for clips, or every "
           "frame a picture of its own. All arms read the same documents; frames as pictures take more tokens",
-          shared={"mix": NAMES, "length": 768, "steps": 400},
+          shared={"mix": NAMES, "length": 768, "steps": 250},
           arms={"shared": {}, "separate": {"encoders": 2}, "frames": {"frames": 1}},
           compares=(Compare("names in clips that no clip showed", "shared", "separate", "> 0"),
                     Compare("names in pictures", "shared", "separate"),
@@ -118,7 +118,7 @@ CLAIMS = [
     Claim("zero-vision-questions", "zero-vision SFT needs pre-training that binds pictures to questions", "K2.5 2.2",
           "joint pre-training aligns vision and text well enough for text-only SFT (what in it does so is not said)",
           "0, 10 or 30 % of the pre-training documents ask questions about a picture; then the same text-only cold start",
-          shared={"mix": QUESTIONS_MIX, "sft_steps": 100},
+          shared={"mix": QUESTIONS_MIX, "steps": 320, "sft_steps": 100},
           arms={"none": {"questions": 0.0}, "10 %": {"questions": 0.1}, "30 %": {"questions": 0.3}},
           compares=(Compare("pictures in chat", "10 %", "none", "> 0"), Compare("pictures in chat", "30 %", "none", "> 0"),
                     Compare("pictures in chat", "30 %", "10 %"), Compare("names in pictures", "30 %", "none")), minutes=3.5),
@@ -127,7 +127,7 @@ CLAIMS = [
           "in text knowledge (45.5 / 43.9 / 43.1)",
           "pictures and clips are 16 % of all documents in every arm: 16 % from the start, 32 % from half, or 80 % from 80 % of the steps; "
           "the path from easy to hard is walked by what there is to see. Equal totals of both",
-          shared={"vision": 0.16, "documents": 72},
+          shared={"vision": 0.16, "documents": 72, "steps": 320},
           arms={"early": {}, "mid": {"vision_from": 0.5}, "late": {"vision_from": 0.8}},
           compares=(Compare("pictures, loss", "early", "mid", "< 0"), Compare("pictures, loss", "early", "late", "< 0"),
                     Compare("clips, loss", "early", "late", "< 0"),
@@ -169,7 +169,7 @@ CLAIMS = [
           "k1.5 against ReST at step 48: total about 0.65 against 0.59, MATH500 about 0.90 against 0.80; K2.5's Eq. 1 is made for stale "
           "samples (GRPO is not compared there)",
           "K2.5's, k1.5's, ReST's and GRPO's objective, on fresh responses and on those of four iterations ago; the rate of each is the "
-          "best of three on val",
+          "best of two on val",
           shared={"steps": 0, "rl": RL}, rates=RATES, choose_by="what RL trains, in chat",
           arms={f"{name}{', stale' if stale else ''}": {"rl": RL | {"objective": name} | ({"stale": stale} if stale else {})}
                 for stale in (0, 4) for name in ("k25", "k15", "rest", "grpo")},
@@ -180,9 +180,9 @@ CLAIMS = [
           "uniform and curriculum are equal until the switch at iteration 24; then about 0.61 against 0.555",
           "curated problems: drawn uniformly; let in by difficulty over the first half; and also in proportion to 1 - success",
           shared={"steps": 0, "rl": RL},
-          arms={"uniform": {"rl": RL | {"pool": 400, "curate": True, "uniform": True}},
-                "curriculum": {"rl": RL | {"pool": 400, "curate": True, "uniform": True, "curriculum": 0.5}},
-                "both": {"rl": RL | {"pool": 400, "curate": True, "curriculum": 0.5}}},
+          arms={"uniform": {"rl": RL | {"pool": 300, "curate": True, "uniform": True}},
+                "curriculum": {"rl": RL | {"pool": 300, "curate": True, "uniform": True, "curriculum": 0.5}},
+                "both": {"rl": RL | {"pool": 300, "curate": True, "curriculum": 0.5}}},
           compares=(Compare("what RL trains, in chat", "curriculum", "uniform", "> 0"),
                     Compare("what RL trains, in chat", "both", "uniform", "> 0")), minutes=5),
     Claim("partial", "partial rollouts save time and cost nothing", "k1.5 2.6.2",
@@ -193,7 +193,7 @@ CLAIMS = [
                     Compare("what RL trains, in chat", "partial", "whole", "> -0.02")), minutes=4.5),
     Claim("flywheel", "successes of RL, taught to the start, make later RL better", "K2.5 2.3",
           "successful trajectories are recycled as RFT data for later joint RL (no numbers)",
-          "80 iterations of RL, or 40, supervised learning of the start on what they solved, 40 from there",
+          "40 iterations of RL, or 20, supervised learning of the start on what they solved, 20 from there",
           shared={"steps": 0, "rl": RL}, arms={"plain": {}, "flywheel": {"rl": RL | {"flywheel": True}}},
           compares=(Compare("what RL trains, in chat", "flywheel", "plain", "> 0"),), minutes=5),
     Claim("tools", "Python sees what the eye does not", "K2.5 2.2",
