@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)               # results hold what is finished of these, whichever were asked for last
 SMALL = {"steps": 6, "sft_steps": 3, "documents": 24}                    # --preset micro
 SMALL_RL = {"iterations": 2, "problems": 4, "pool": 24, "k": 2, "max-new": 12}
 
@@ -215,8 +217,8 @@ def answers(run, metric, split="test"):
 def collect(args, claim):
     """(rows of the results file, differences, {arm: rate}) of what is there of a claim."""
     rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
-    finished = {arm: {seed: run for seed in args.seeds if ((run := folder_of(args, claim, arm, seed, rates[arm])) / "test.json").exists()}
-                for arm in claim.arms}
+    folders = {arm: {seed: folder_of(args, claim, arm, seed, rates[arm]) for seed in sorted({*SEEDS, *args.seeds})} for arm in claim.arms}
+    finished = {arm: {seed: run for seed, run in runs.items() if (run / "test.json").exists()} for arm, runs in folders.items()}
     rows = []
     for metric in dict.fromkeys(compare.metric for compare in claim.compares):
         for arm, runs in finished.items():
@@ -244,15 +246,20 @@ def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
-    rows, differences, rates, minutes = [], [], {}, {}
+    rows, differences, rates, minutes, longest = [], [], {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
-        seconds = [line["seconds"] for line in lines if line["run"].startswith(f"{claim.name}/") and "seconds" in line]
+        seconds = Counter()                                              # by arm, seed and rate; one that was stopped adds its parts
+        for line in lines:
+            if line["run"].startswith(f"{claim.name}/") and "seconds" in line:
+                seconds[line["run"]] += line["seconds"]
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
-        minutes |= {claim.name: round(sum(seconds) / 60, 1)} if seconds else {}
+        minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
+        longest |= {claim.name: round(max(seconds.values()) / 60, 1)} if seconds else {}
     write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", "commit": plan.commit(),
                           "machine": plan.machine(), "threads": 1, "side by side": args.jobs, "precision": args.precision,
-                          "seeds": args.seeds, "minutes": minutes, "rates": rates, "rows": rows, "differences": differences})
+                          "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
+                          "rates": rates, "rows": rows, "differences": differences})
 
 
 # ---- docs/CLAIMS.md --------------------------------------------------------------------------------------------------------------------
@@ -340,7 +347,9 @@ def section(claim, folder, content):
         chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
         tried = ", ".join(f"{rate:g}" for rate in claim.rates)
         lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
-        lines += [f"- About {claim.minutes:g} minutes an arm and seed on two cores (estimated): `python -m nanokimi.claims {claim.name}`."]
+        longest = content.get("longest", {}).get(claim.name)
+        took = f"At most {longest:g} minutes an arm and seed, measured" if longest else f"About {claim.minutes:g} minutes an arm and seed, estimated"
+        lines += [f"- {took}: `python -m nanokimi.claims {claim.name}`."]
     commands = dict.fromkeys(d["command"] for d in gaps if not d["command"].startswith("python -m nanokimi.claims"))
     lines += [f"- Numbers of `{command}`." for command in commands] + [""]
     if gaps:
@@ -375,7 +384,7 @@ def arguments(argv=None):
     parser = argparse.ArgumentParser(description="Ask the papers' claims again, arm by arm and seed by seed.")
     add = parser.add_argument
     add("claims", nargs="*", help=f"which (default: all that have arms): {', '.join(c.name for c in CLAIMS if c.arms)}")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--seeds", type=int, nargs="+", default=list(SEEDS))
     add("--base", default="runs/s{seed}", help="finished runs of train.py for the arms that begin from one; {seed} is filled in")
     add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
     add("--out", type=Path, default=ROOT / "results" / "claims.json")

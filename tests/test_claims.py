@@ -1,6 +1,7 @@
 """The ledger: intervals against closed forms and simulation, arms that differ only in what they claim, going on, the generated page."""
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -251,7 +252,7 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
         started.append((run.name, split))
         monkeypatch.setattr(sys, "argv", ["arms", str(run), split])
         arms.main()
-        claims.note(args, "finished", run, seconds=1.0)
+        claims.note(args, "finished", run, seconds=60.0)
     monkeypatch.setattr(claims, "begin", begin)
     monkeypatch.setattr(train.evaluate, "quick_documents", lambda *_: [])
     claims.main(asked)
@@ -262,7 +263,7 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     said = lambda arm, rate, split: json.loads((root / "tiny" / f"{arm}-lr{rate:g}-0" / f"{split}.json").read_text())
     read = lambda *run: said(*run)["nats clip_name_unshown"]
     best = {arm: min((1e-3, 2e-3), key=lambda rate: np.mean(read(arm, rate, "val"))) for arm in "ab"}
-    assert content["rates"]["tiny"] == best
+    assert content["rates"]["tiny"] == best and content["minutes"] == {"tiny": 6} and content["longest"] == {"tiny": 2}, "val and test of the chosen rate are one arm"
     a, b = (read(arm, best[arm], "test") for arm in "ab")
     gap = content["differences"][0]
     assert gap["difference"] == pytest.approx(np.mean(a) - np.mean(b)) and gap["seeds"] == [0] and gap["problems"] == 3
@@ -272,6 +273,10 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
     page = (tmp_path / "CLAIMS.md").read_text()
     assert "(one seed)" in page and f"chosen on val: a {best['a']:g}, b {best['b']:g}." in page
+    shutil.copytree(root / "tiny" / f"a-lr{best['a']:g}-0", root / "tiny" / f"a-lr{best['a']:g}-1")
+    shutil.copytree(root / "tiny" / f"b-lr{best['b']:g}-0", root / "tiny" / f"b-lr{best['b']:g}-1")
+    claims.main(asked)
+    assert json.loads(out.read_text())["differences"][0]["seeds"] == [0, 1], "another seed's arms were left out of the results"
     with pytest.raises(SystemExit, match="other settings"):
         claims.main([*asked, "--problems", "4"])
 
