@@ -242,6 +242,18 @@ def difference(claim, compare, finished):
     return {"claim": claim.name, **asdict(compare), "difference": mean, "low": low, "high": high, "seeds": seeds, "problems": gaps.shape[1]}
 
 
+def seconds_taken(lines, name):
+    """Counter {claim/arm-seed: seconds} of a claim. One that was stopped adds its parts; begun again with other settings, it counts anew."""
+    seconds, settings = Counter(), {}
+    for line in lines:
+        run = line["run"]
+        if run.startswith(f"{name}/"):
+            if settings.get(run) != line.get("settings", settings.get(run)):
+                settings[run], seconds[run] = line["settings"], 0
+            seconds[run] += line.get("seconds", 0)
+    return seconds
+
+
 def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
@@ -249,10 +261,7 @@ def write_results(args):
     rows, differences, rates, minutes, longest = [], [], {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
-        seconds = Counter()                                              # by arm, seed and rate; one that was stopped adds its parts
-        for line in lines:
-            if line["run"].startswith(f"{claim.name}/") and "seconds" in line:
-                seconds[line["run"]] += line["seconds"]
+        seconds = seconds_taken(lines, claim.name)
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
         minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
         longest |= {claim.name: round(max(seconds.values()) / 60, 1)} if seconds else {}

@@ -233,6 +233,13 @@ def test_an_arm_killed_and_continued_equals_uninterrupted(tmp_path, tokenizer, m
     assert values == arms.measure(tmp_path / "whole", Settings(**note["settings"]), note["wanted"], "val", 3)
 
 
+def test_minutes_are_those_of_the_last_settings():
+    event = lambda run, seconds=None, **more: {"run": run} | ({"settings": more} if seconds is None else {"seconds": seconds})
+    lines = [event("a/x-0", steps=1), event("a/x-0", 100), event("ab/x-0", steps=1), event("ab/x-0", 7),
+             event("a/x-0", steps=2), event("a/x-0", 30), event("a/x-0", steps=2), event("a/x-0", 12)]
+    assert claims.seconds_taken(lines, "a") == {"a/x-0": 42}
+
+
 def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, tokenizer, monkeypatch, capsys):
     """Two arms with two rates: each rate on val, the better one on test; the second call starts nothing."""
     claim = ledger.Claim("tiny", "tiny", "K2 1", "nothing", "nothing", shared={"length": 256}, arms={"a": {}, "b": {"qk_clip": 1.0}},
