@@ -106,7 +106,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     if stage == "sft":
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
     lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
-                                    "longctx": (preset.longctx_lr, preset.longctx_steps, preset.documents, LONGER * preset.length),
+                                    "longctx": (preset.longctx_lr, preset.longctx_steps, preset.longctx_documents, LONGER * preset.length),
                                     "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]
     optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay)
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}

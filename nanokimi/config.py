@@ -87,6 +87,7 @@ class Preset:
     sft_lr: float = 8e-4
     exam: int = 50                  # problems a row in train.py's own short evaluation
     longctx_steps: int = 300        # --stage longctx; its rows are LONGER times as long as pre-training's
+    longctx_documents: int = 48     # fewer than in pre-training where those would not fit a card
     longctx_lr: float = 1e-3
 
 
@@ -94,18 +95,19 @@ PRESETS = {
     "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
-                    minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6),
+                    minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6,
+                    longctx_documents=24),
     "nano": Preset(ModelConfig(VisionConfig(), LanguageConfig(vocab=1536)), minutes=20, documents=48, length=192),     # small logits
     # Ours, chosen with python -m nanokimi.memory and tried for 200 steps on a CPU only. K2's proportions: kv_lora = 4 nope, q_lora = 6 nope
     # (K2: 12), expert_ffn = dim / 3, no fewer than 32 experts; MoonViT's: mlp = 3.75 dim.
     "laptop": Preset(ModelConfig(VisionConfig(dim=256, layers=6, heads=4, mlp=960),
                                  LanguageConfig(vocab=2048, dim=384, layers=8, heads=12, q_lora=192, kv_lora=128, dense_ffn=1024,
                                                 experts=32, top_k=4, expert_ffn=128, routed_scaling=2.0)),
-                     minutes=240, documents=320, length=256, lr=1.5e-3, warmup=200, sft_lr=5e-4),
+                     minutes=240, documents=320, length=256, lr=1.5e-3, warmup=200, sft_lr=5e-4, longctx_documents=64),
     "consumer": Preset(ModelConfig(VisionConfig(dim=384, layers=12, heads=6, mlp=1440),
                                    LanguageConfig(vocab=2048, dim=512, layers=12, heads=8, q_lora=384, kv_lora=256, nope=64, rope=32,
                                                   v_dim=64, dense_ffn=1408, experts=64, top_k=4, expert_ffn=160, routed_scaling=2.0)),
-                       minutes=2880, documents=640, length=256, lr=1e-3, warmup=500, sft_lr=3e-4),
+                       minutes=2880, documents=576, length=256, lr=1e-3, warmup=500, sft_lr=3e-4, longctx_documents=128),
     "k2.5": Preset(ModelConfig(                                  # config.json as released; on the meta device only
         VisionConfig(patch=14, dim=1152, layers=27, heads=16, mlp=4304, pos_grid=64, max_image_patches=16384, max_frame_patches=4096,
                      max_side_patches=512),

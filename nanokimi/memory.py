@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from . import data, rollout
-from .config import PRESETS, Preset
+from .config import LONGER, PRESETS, Preset
 from .engine import Engine
 from .language import Cache
 from .learner import MICRO_TOKENS
@@ -206,6 +206,9 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
     batch, _ = data.Batches("pretrain", tokenizer, vision, 0, preset.documents, preset.length, 100).shard(99, 0)
     with dry_run() as ledger:
         out["pretrain"], out["optimizer step"] = training(shell(preset, pad).train(), ledger, batch, half=True)
+    batch, _ = data.Batches("longctx", tokenizer, vision, 0, preset.longctx_documents, LONGER * preset.length, 100).shard(99, 0)
+    with dry_run() as ledger:
+        out["longctx"], _ = training(shell(preset, pad).train(), ledger, batch, half=True, update=False)
     batch, _ = data.Batches("sft", tokenizer, vision, 0, preset.sft_documents, preset.sft_length, 100).shard(99, 0)
     with dry_run() as ledger:
         model = shell(preset, pad).train()

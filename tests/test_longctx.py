@@ -174,7 +174,7 @@ def test_a_document_that_cannot_fit_is_an_error():
 
 # ---- the stage ---------------------------------------------------------------------------------------------------------------------------
 
-SMALL = replace(PRESETS["micro"], length=160, documents=8, longctx_steps=3, sft_steps=3, sft_documents=4)
+SMALL = replace(PRESETS["micro"], length=160, documents=8, longctx_steps=3, longctx_documents=8, sft_steps=3, sft_documents=4)
 STAGES = """
 import sys, train
 from nanokimi.config import *
