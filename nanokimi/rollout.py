@@ -14,7 +14,7 @@ from .engine import Conversation, Engine, Response
 from .errors import BadInput
 from .model import Batch
 from .policy import length_reward
-from .sandbox import Sandbox
+from .sandbox import Memo, Sandbox
 from .tokenizer import Rendered, Tokenizer
 from .world import problems as world, tools, verify
 from .world.types import Image, Problem
@@ -120,9 +120,10 @@ class Group:
 
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""
+        memo = Memo()
         for talk in self.talks:
             if self.tools and not talk.over:
-                talk.sandbox = Sandbox(tool_media(self.problem))
+                talk.sandbox = Sandbox(tool_media(self.problem), memo)
                 if talk.response.ids:
                     replay(engine, talk)                                  # for the variables: the pictures that came back are kept
 

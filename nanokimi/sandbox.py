@@ -7,6 +7,7 @@ Where monty has no wheel the tool answers that it is not available; there is no 
 import atexit
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 
@@ -118,14 +119,23 @@ def _pool():
     return pool.__enter__()
 
 
+@dataclass
+class Memo:
+    """{all programs of a conversation so far: result of the last}, for conversations about the same media: the same programs give the same
+    result. The k responses to a problem mostly run one program, and reading a picture of 256 x 256 takes a fifth of a second."""
+    results: dict[tuple[str, ...], ToolResult] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+
 class Sandbox:
     """One conversation's Python: variables live from run to run. Close it, or use it in a `with`.
 
-    media: what code finds by name, {"img": uint8 (H, W, 3), "clip": uint8 (T, H, W, 3)}.
+    media: what code finds by name, {"img": uint8 (H, W, 3), "clip": uint8 (T, H, W, 3)}. memo: shared with others that have the same media.
     """
 
-    def __init__(self, media: dict[str, np.ndarray] | None = None):
-        self.media, self.session, self.budget = dict(media or {}), None, Budget()
+    def __init__(self, media: dict[str, np.ndarray] | None = None, memo: Memo | None = None):
+        self.media, self.session, self.budget, self.memo = dict(media or {}), None, Budget(), memo or Memo()
+        self.programs, self.done = (), 0                         # all so far; how many of them ran here, not only in another sandbox
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -135,6 +145,10 @@ class Sandbox:
 
     def close(self) -> None:
         """Give the worker back. Variables are gone; the next run starts a new session."""
+        self.programs, self.done = (), 0
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self.session is not None:
             session, self.session = self.session, None
             session.__exit__(None, None, None)
@@ -144,6 +158,15 @@ class Sandbox:
 
         After running out of time or memory the session is discarded: variables are gone, media stay.
         """
+        self.programs += (code,)
+        with self.memo.lock:                                     # a second one with this program waits for the first one's result
+            if self.programs not in self.memo.results:
+                for earlier in self.programs[self.done:-1]:
+                    self._run(earlier)                           # known from another sandbox: only its variables are missing
+                self.memo.results[self.programs], self.done = self._run(code), len(self.programs)
+            return self.memo.results[self.programs]
+
+    def _run(self, code: str) -> ToolResult:
         if monty is None:
             return ToolResult("the python tool is not available here: pip install pydantic-monty", ok=False)
         if len(code) > CODE_CHARACTERS:
@@ -192,7 +215,7 @@ class Sandbox:
 
     def _discard(self) -> None:
         try:
-            self.close()
+            self._give_back()
         except (monty.MontyError, RuntimeError):    # the worker is dead already; the pool has replaced it
             self.session = None
 

@@ -164,6 +164,26 @@ def test_many_sandboxes_at_once():
         box.close()
 
 
+def test_a_program_that_another_conversation_ran_is_not_run_again(monkeypatch):
+    """Same answers as alone, whatever the order; what ran elsewhere is run here only when its variables are needed."""
+    ran, run = [], Sandbox._run
+    monkeypatch.setattr(Sandbox, "_run", lambda box, code: ran.append(code) or run(box, code))
+    memo = module.Memo()
+    a, b, c = (Sandbox({"img": IMG}, memo) for _ in range(3))
+    look, count = "p = img.pixels((0, 0, 2, 2))\nprint(p[0])", "len(p)"
+    assert a.run(look).text == b.run(look).text == c.run(look).text == str(tuple(map(int, IMG[0, 0]))) and ran == [look]
+    assert b.run(count).value == 4 and ran == [look, look, count], "b had to make p first"
+    assert b.run("p[3]").value == tuple(map(int, IMG[1, 1])) and ran[3:] == ["p[3]"], "b has p now"
+    assert a.run("p = 0").ok and a.run(count).text != "4" and c.run(count).value == 4, "its own history decides, not the program alone"
+    assert not b.run("while True: pass").ok and "NameError" in b.run("p").text
+    for box in (a, b, c):
+        box.close()
+    assert "NameError" in c.run("p").text, "closed: it begins again"
+    c.close()
+    with Sandbox({"img": IMG}, memo) as late:
+        assert late.run(look).ok and late.run(count).ok and late.run("p").ok, "and that is nobody else's history"
+
+
 def test_runs_are_reproducible():
     def draw():
         with Sandbox() as box:
