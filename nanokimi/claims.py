@@ -82,10 +82,13 @@ def holds(expect, low, high):
 
 
 def verdict(answers):
-    """reproduced: every comparison that expects a side is there; partly: some; not at this scale: none; not run yet: there is none."""
-    answers = [answer for answer in answers if answer is not None]
+    """reproduced: every comparison that expects a side is there; partly: some; not at this scale: none; no verdict: none expects a side;
+    not run yet: there is none."""
     if not answers:
         return "not run yet"
+    answers = [answer for answer in answers if answer is not None]
+    if not answers:
+        return "no verdict"
     return "reproduced" if all(answers) else "partly" if any(answers) else "not at this scale"
 
 
@@ -282,7 +285,7 @@ million times larger: a claim that does not show here is not refuted, and one th
 seeds and problems (`claims.interval`: crossed random effects, Student's t). Differences of rows that `results/nano.json`, `rl.json` and
 `long2short.json` keep without their answers count as unpaired, which is wider. What would reproduce a claim was written down before the
 arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**: some do; **not at this scale**:
-none does (the interval may hold 0, or lie on the other side: look). Without an interval there is no yes. With one seed an interval knows
+none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that would decide it. Without an interval there is no yes. With one seed an interval knows
 nothing of luck between runs. Settings are those of `nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run.
 """
 

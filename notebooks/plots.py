@@ -1,10 +1,12 @@
-"""What the notebooks share: the look of their figures, rows of pictures, bars with intervals, what a notebook cost."""
+"""What the notebooks share: the look of their figures, rows of pictures, bars with intervals, the two large figures of notebook 9, what
+a call and a notebook cost."""
 import resource
 import time
 import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from nanokimi.report import GREEN, GRID, INK, MUTED, RED, STAGE_COLOURS, style, wilson_interval     # noqa: F401  (for the notebooks)
 
@@ -41,6 +43,59 @@ def bars(groups, title="", ylabel="accuracy"):
     ax.set(xticks=range(len(groups)), xticklabels=list(groups), ylim=(0, 1.12), ylabel=ylabel)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     plt.show()
+
+
+def infrastructure(boxes):
+    """k1.5's Fig. 3 with our names. boxes: {name: (x, y, width, height, title, words, colour)}."""
+    fig, ax = plt.subplots(figsize=(10.5, 4.9))
+    ax.set(xlim=(-0.5, 21), ylim=(0, 9.8)), ax.axis("off")
+    for x, y, w, h, title, words, colour in boxes.values():
+        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="white", ec=colour, lw=1.6))
+        ax.text(x + w / 2, y + h - 0.45, title, ha="center", va="center", fontsize=10, color=colour, weight="bold")
+        ax.text(x + w / 2, y + (h - 0.7) / 2, words, ha="center", va="center", fontsize=7.8, color=INK, linespacing=1.4)
+    arrows = [((7.2, 8.2), (3.5, 6.5), "problems", (4.1, 7.6), "-|>"), ((13.8, 8.2), (17.5, 6.5), "groups, rewards", (17.4, 7.6), "-|>"),
+              ((6.8, 5.3), (7.4, 5.3), "", (0, 0), "<|-|>"),
+              ((2.8, 4.1), (2.8, 3.0), "call", (2.2, 3.5), "-|>"), ((4.2, 3.0), (4.2, 4.1), "result", (5.0, 3.5), "-|>"),
+              ((6.8, 4.4), (8.4, 3.0), "answer, reward", (9.3, 3.5), "<|-|>"), ((17.5, 4.1), (17.5, 3.0), "step", (18.3, 3.5), "-|>")]
+    for start, end, words, place, head in arrows:
+        line = "--" if words == "step" else "-"
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle=head, mutation_scale=11, color=MUTED, lw=1.2, linestyle=line))
+        ax.text(*place, words, fontsize=8, color=MUTED, ha="center")
+    ax.plot([17.5, 17.5, -0.2, -0.2], [0.75, 0.15, 0.15, 5.3], color=MUTED, lw=1.2, ls="--")
+    ax.annotate("", (0.3, 5.3), (-0.3, 5.3), arrowprops={"arrowstyle": "-|>", "color": MUTED})
+    ax.text(10.5, 0.3, "weights of the next iteration (Engine.version counts)", fontsize=8, color=MUTED, ha="center")
+    plt.show()
+
+
+def waiting(runs):
+    """{title: campaign}: who samples and who waits, step by step; a bar (row, first step, tokens, the longest row's tokens, continued)."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
+    for ax, (title, run) in zip(axes, runs.items()):
+        for row, start, n, longest, continued in run["bars"]:
+            ax.barh(row, longest, left=start, height=1.0, color=GRID, lw=0)
+            ax.barh(row, n, left=start, height=0.8, color=ORANGE if continued else BLUE, lw=0)
+        for start in sorted({start for _, start, *_ in run["bars"]}):
+            ax.axvline(start, color=INK, lw=0.6)
+        style(ax, f"{title}: blue new, orange continued, grey waits", "decoding steps", grid=False)
+    axes[0].set_ylabel("row"), axes[0].invert_yaxis()
+    plt.show()
+
+
+def timed(clock, owner, name, label, note=None):
+    """Adds the seconds of every call of owner.name to clock[label], and shows its arguments to `note`. Returns what undoes that."""
+    inner = getattr(owner, name)
+
+    def outer(*args, **given):
+        start = time.perf_counter()
+        try:
+            return inner(*args, **given)
+        finally:
+            clock[label] += time.perf_counter() - start
+            if note:
+                note(*args)
+    own = name in vars(owner)
+    setattr(owner, name, outer)
+    return lambda: setattr(owner, name, inner) if own else delattr(owner, name)
 
 
 def cost():

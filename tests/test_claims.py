@@ -77,7 +77,7 @@ def test_the_rule_of_the_verdict():
     assert claims.holds("> 0", 0.01, 0.2) and not claims.holds("> 0", -0.01, 0.2) and claims.holds("> -0.02", -0.01, 0.2)
     assert claims.holds("< 0", -0.2, -0.1) and not claims.holds("< 0", -0.2, 0.1) and not claims.holds("> 0", None, None)
     assert claims.holds("", 1, 2) is None
-    words = {(): "not run yet", (True, True, None): "reproduced", (True, False): "partly", (False, None): "not at this scale"}
+    words = {(): "not run yet", (None, None): "no verdict", (True, True, None): "reproduced", (True, False): "partly", (False, None): "not at this scale"}
     assert {answers: claims.verdict(answers) for answers in words} == words
 
 

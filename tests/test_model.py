@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nanokimi import language
-from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.config import PRESETS, LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.kernels import experts_dense, experts_grouped, experts_loop, token_logprobs
 from nanokimi.language import MASKED, Cache, RMSNorm, attention_mask
 from nanokimi.model import Batch, NanoKimi, choose_kernel, load, save
@@ -423,6 +423,19 @@ def test_selection_bias_changes_who_is_chosen_never_the_weight(model):
     picked = scores.gather(1, chosen)
     close(weights, CFG.language.routed_scaling * picked / picked.sum(1, keepdim=True))
     close(weights.sum(1), torch.full((200,), CFG.language.routed_scaling))
+
+
+@pytest.mark.parametrize("experts, k, printed", [(64, 6, 2.446), (384, 8, 2.827)])
+def test_the_scale_of_the_gates_is_that_of_gaussian_logits(experts, k, printed):
+    """Moonlight: 1 / sqrt(sum p^2) for Gaussian logits. Theirs as printed; ours, about sqrt(top_k), within 1 %."""
+    def scale(experts, k):
+        scores = torch.randn(100_000, experts, generator=torch.Generator().manual_seed(0)).sigmoid()
+        p = scores.topk(k, dim=1).values
+        return (p / p.sum(1, keepdim=True)).square().sum(1).rsqrt().mean().item()
+    assert scale(experts, k) == pytest.approx(printed, rel=1e-3)
+    for preset in PRESETS.values():
+        cfg = preset.model.language
+        assert scale(cfg.experts, cfg.top_k) == pytest.approx(cfg.routed_scaling, rel=0.01)
     router.e_score_correction_bias.zero_()
     close(router(x)[0], scores)
     assert (router(x)[1] == 3).float().sum() < 150

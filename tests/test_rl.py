@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 from nanokimi import data, gains, rollout
 from nanokimi.config import PRESETS
+from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
@@ -62,6 +63,22 @@ def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, opt
     rewards = [row["reward"] for row in rows(folder)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
     assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
+
+
+@pytest.mark.parametrize("objective, fresh", [("k15", True), ("k25", False)])
+def test_k15_begins_every_iteration_with_a_fresh_optimizer(base, objective, fresh):
+    model = load(base / "sft")
+    learner, known = Learner(model, Tokenizer.load(base / "tokenizer"), muon(model, 1e-3), objective, inner=2), []
+
+    def gradients(*_):
+        known.append(len(learner.optimizer.state))                       # before each step
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+    learner._accumulate = gradients
+    for iteration in range(2):
+        learner.update([None], [[0.0, 1.0]], iteration)
+    assert known[0] == 0 < known[1] and known[3] > 0, "within an iteration it remembers"
+    assert known[2] == (0 if fresh else known[1])
 
 
 def test_a_bf16_rollout_copy_reports_its_mismatch(monkeypatch, base):

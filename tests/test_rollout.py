@@ -68,6 +68,23 @@ def test_the_curriculum_lets_easy_problems_in_first():
     assert {item.seed for _ in range(200) for item in choose(pool, 2, rng, easiest=1.0)} == set(range(10))
 
 
+def test_curation_drops_what_is_always_solved_or_guessed(monkeypatch):
+    """Three items: always solved; never solved but guessed in five of eight tries; solved in 3 of 10, guessed in four of eight."""
+    solved = {1: ([1] * 10, [0] * 8), 2: ([0] * 10, [1] * 5 + [0] * 3), 3: ([1] * 3 + [0] * 7, [1] * 4 + [0] * 4)}
+    asked = []
+
+    def begin(engine, item, k, max_new, key, thinking=True):
+        asked.append((k, thinking))
+        return rollout.Group(None, [], False, item, right=solved[item.seed][0 if thinking else 1])
+    monkeypatch.setattr(rollout, "start", begin)
+    monkeypatch.setattr(rollout, "carry_on", lambda engine, groups, temperature: (groups, []))
+    pool = [Item("ocr", "image", seed) for seed in (1, 2, 3)]
+    shares = rollout.curate(None, pool, 0, 16)
+    assert set(asked) == {(10, True), (8, False)}, "k1.5: 10 tries, 8 guesses without thinking"
+    assert [item.seed for item in pool] == [3] and (pool[0].difficulty, pool[0].success, pool[0].guessed) == pytest.approx((0.7, 0.3, 0.5))
+    assert shares == pytest.approx({"asked": 3, "always_solved": 1 / 3, "guessed": 1 / 3, "kept": 1})
+
+
 # ---- rewards ---------------------------------------------------------------------------------------------------------------------------
 
 def said(text, thinking=" so.", end=True):
