@@ -74,7 +74,7 @@ def test_k15_begins_every_iteration_with_a_fresh_optimizer(base, objective, fres
         known.append(len(learner.optimizer.state))                       # before each step
         for p in model.parameters():
             p.grad = torch.ones_like(p)
-    learner._accumulate = gradients
+    learner._accumulate, learner.step = gradients, learner.optimizer.step
     for iteration in range(2):
         learner.update([None], [[0.0, 1.0]], iteration)
     assert known[0] == 0 < known[1] and known[3] > 0, "within an iteration it remembers"
