@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from nanokimi.checkpoint import RELEASED, newest_stage
+from nanokimi.data import prepared
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
 from nanokimi.sandbox import Sandbox
 from nanokimi.tokenizer import SPECIALS
-from nanokimi.vision import prepare_image, prepare_video
+from nanokimi.vision import prepare_image
 
 KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
          "three digits. Ask about those; about the rest of the world it knows nothing.")
@@ -118,9 +119,9 @@ class Chat:
 
     def add_video(self, path: str) -> None:
         """Attach a clip to the next question."""
-        frames, fps = load_video(path)
-        self.waiting.append(prepare_video(frames, fps, self.engine.model.config.vision))
-        self.offer("clip", frames)
+        clip = load_video(path)
+        self.waiting.append(prepared(clip, self.engine.model.config.vision))
+        self.offer("clip", clip.frames)
 
     def offer(self, name: str, array) -> None:
         """Show the media to the tool as well, at full resolution; its variables start afresh."""

@@ -3,6 +3,7 @@
 A checkpoint folder holds everything that the next step depends on: weights, router biases, optimizer state, random state, and the step
 (which is the data position: batch `step` is a function of seed and step). No pickle: loading one runs no code.
 """
+import errno
 import json
 import os
 import shutil
@@ -41,6 +42,8 @@ def write_json(path, content):
 
 def read_json(path, *names):
     """The JSON object in a file, which must have these names. BadInput if it is damaged."""
+    if not Path(path).is_file():                                         # a pipe or a device would be read for ever
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with reading(path):
         content = json.loads(Path(path).read_text())
         missing = [name for name in names if name not in content]
@@ -50,13 +53,15 @@ def read_json(path, *names):
 
 
 def read_rows(path):
-    """The JSON objects in the lines of a file; a line that a kill or a full disk cut off is left out."""
+    """The JSON objects in the lines of a file; a line that a kill or a full disk cut off, and what is no object, is left out."""
     rows = []
     for line in Path(path).read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -73,7 +78,7 @@ def newest_stage(run, tuned=True):
     wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.
     FileNotFoundError if there is none."""
     if (run / "card.json").is_file():
-        return run / "rl"
+        return run / ("tuned" if tuned and (run / "tuned" / "model.safetensors").is_file() else "rl")
     left_out = ("long2short.json",) if tuned else ("long2short.json", "own.json")
     stages = [path.parent for path in run.glob("*/model.safetensors") if path.parent.name != "longctx"
               and (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]

@@ -57,7 +57,7 @@ def prepared(part, vision):
     """A picture or clip as the tokenizer and the encoder take it; text as it is."""
     if isinstance(part, Image):
         return prepare_image(part.pixels, vision)
-    return prepare_video(part.frames, part.fps, vision) if isinstance(part, Clip) else part
+    return prepare_video(part.frames, part.fps, vision, part.times) if isinstance(part, Clip) else part
 
 
 # ---- documents (pre-training) ------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def text_of(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{name}: not UTF-8 text (byte {error.start})") from error
+        line = error.object[:error.start].count(b"\n") + 1
+        raise BadInput(f"{name}, line {line}: not UTF-8 text (byte {error.start} of the file)") from error
 
 
 def lines_of(path: Path, name: str) -> list[tuple[str, dict]]:
@@ -108,7 +109,7 @@ def strings(where: str, row: dict, *keys: str) -> list[str]:
     """The values of these keys, which must be texts with something in them."""
     for key in keys:
         if not isinstance(row.get(key), str) or not row[key].strip():
-            raise BadInput(f"{where}: {key} must be a text")
+            raise BadInput(f"{where}: {key} must be a string with something in it" if key in row else f"{where}: {key} is missing")
     return [row[key].strip() for key in keys]
 
 
@@ -172,7 +173,7 @@ def open_media(where: str, path: Path) -> Image | Clip:
     """A picture, or a clip where the file is an animation, a film or a folder."""
     try:
         if path.is_dir() or path.suffix.lower() in FILMS or is_animated(path):
-            return Clip(*load_video(path))
+            return load_video(path)
         return Image(load_image(path))
     except MediaError as error:
         raise BadInput(f"{where}: {error}") from error
@@ -276,7 +277,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     args, problems = parser.parse_args(), []
-    for stage in sorted(path.parent for path in args.run.glob("*/model.safetensors")):
+    stages = sorted(path.parent for path in args.run.glob("*/model.safetensors"))
+    if not stages:
+        raise BadInput(f"{args.run} holds no finished stage: python train.py --run {args.run} first, or name another run.")
+    for stage in stages:
         engine = engine_of(args.run, load(stage))
         problems = problems or [e.problem for e in read(args.data, engine.tokenizer, engine.model.config.vision) if e.problem]
         if not problems:

@@ -76,14 +76,20 @@ def prepare_image(pixels: np.ndarray, cfg: VisionConfig) -> VisionClip:
     return VisionClip(_fit(pixels[None], cfg, cfg.max_image_patches), "image")
 
 
-def prepare_video(frames: np.ndarray, fps: float, cfg: VisionConfig) -> list[VisionClip]:
-    """uint8 (T, H, W, 3) at `fps` frames a second -> clips of up to cfg.frames consecutive sampled frames; the last may be shorter."""
+def prepare_video(frames: np.ndarray, fps: float, cfg: VisionConfig, times: np.ndarray | None = None) -> list[VisionClip]:
+    """uint8 (T, H, W, 3) at `fps` frames a second -> clips of up to cfg.frames consecutive sampled frames; the last may be shorter.
+    times: (T,) seconds of frames that were sampled already (a film is too large to keep the others)."""
     assert len(frames) > 0 and fps > 0, f"a video needs frames and a frame rate, got {len(frames)} frames at {fps} fps"
-    count = max(1, round(len(frames) * min(SAMPLE_FPS, fps) / fps))
-    sampled = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    fitted = _fit(frames[sampled], cfg, cfg.max_frame_patches)
-    starts = range(0, count, cfg.frames)
-    return [VisionClip(fitted[i:i + cfg.frames], "video", float(sampled[i] / fps)) for i in starts]
+    if times is None:
+        sampled = sample_frames(len(frames), fps)
+        frames, times = frames[sampled], sampled / fps
+    fitted = _fit(frames, cfg, cfg.max_frame_patches)
+    return [VisionClip(fitted[i:i + cfg.frames], "video", float(times[i])) for i in range(0, len(frames), cfg.frames)]
+
+
+def sample_frames(total: int, fps: float) -> np.ndarray:
+    """Which of `total` frames are taken: two a second, evenly spread from the first to the last (K2.5's processor)."""
+    return np.linspace(0, total - 1, max(1, round(total * min(SAMPLE_FPS, fps) / fps))).round().astype(int)
 
 
 def patchify(clips: list[VisionClip], patch: int) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:

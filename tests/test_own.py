@@ -102,15 +102,15 @@ CHAT = lambda *roles: {"messages": [{"role": role, "content": "x"} for role in r
 
 @pytest.mark.parametrize("name, content, sentence", [
     ("a.jsonl", '{"text": "fine"}\n{"text": ', "a.jsonl, line 2: no JSON"), ("a.jsonl", "[1]", "a.jsonl, line 1: want an object"),
-    ("a.jsonl", '{"txt": "x"}', "line 1: text must be"), ("a.jsonl", '{"text": 7}', "line 1: text must be"),
+    ("a.jsonl", '{"txt": "x"}', "line 1: text is missing"), ("a.jsonl", '{"text": 7}', "line 1: text must be"),
     ("a.jsonl", '{"text": "  "}', "line 1: text must be"), ("b/a.jsonl", '\n\n{"text": ""}', "b/a.jsonl, line 3: text must be"),
     ("a.jsonl", '{"messages": []}', "messages must be a list"), ("a.jsonl", '{"messages": ["x"]}', "messages must be a list"),
     ("a.jsonl", [CHAT("user", "robot")], "role 'robot'"), ("a.jsonl", [CHAT("user")], "last message must be the assistant's"),
-    ("a.jsonl", [{"messages": [{"role": "assistant", "content": None}]}], "content must be a text"),
-    ("metadata.jsonl", [{"text": "x"}], "line 1: file_name must be"), ("metadata.jsonl", [{"file_name": "no.png", "text": "x"}], "no such file"),
+    ("a.jsonl", [{"messages": [{"role": "assistant", "content": None}]}], "content must be a string"),
+    ("metadata.jsonl", [{"text": "x"}], "line 1: file_name is missing"), ("metadata.jsonl", [{"file_name": "no.png", "text": "x"}], "no such file"),
     ("metadata.jsonl", [{"file_name": "../own.png", "text": "x"}], "lies outside"),
     ("metadata.jsonl", [{"file_name": "metadata.jsonl", "text": "x"}], "cannot read"),
-    ("metadata.jsonl", [{"file_name": "a.png"}], "text must be"), ("metadata.jsonl", [{"file_name": "a.png", "question": "x"}], "answer must be"),
+    ("metadata.jsonl", [{"file_name": "a.png"}], "text is missing"), ("metadata.jsonl", [{"file_name": "a.png", "question": "x"}], "answer is missing"),
     ("metadata.jsonl", [{"file_name": "a.png", "text": "word " * 2000}], "tokens, at most"),
     ("metadata.csv", "file_name,text", "read from metadata.jsonl"),
     ("a.png", None, "nothing to learn from"), ("a.txt", "   \n\n  ", "nothing to learn from"),
@@ -127,8 +127,8 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, tokenizer, name, content,
 
 
 def test_text_that_is_no_utf8(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="a.txt: not UTF-8"):
+    (tmp_path / "a.txt").write_bytes(b"a\nb\ncaf\xe9")
+    with pytest.raises(ValueError, match="a.txt, line 3: not UTF-8"):
         own.read(tmp_path, tokenizer, VISION)
 
 

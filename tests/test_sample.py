@@ -3,6 +3,7 @@ import argparse
 import builtins
 import os
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 import sample
 from nanokimi import media
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
+from nanokimi.data import prepared
 from nanokimi.engine import Response
 from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import NanoKimi, save
-from nanokimi.tokenizer import SPECIALS, Tokenizer
+from nanokimi.tokenizer import SPECIALS, Tokenizer, timestamp
 from nanokimi.vision import prepare_video
 
 torch.set_num_threads(1)
@@ -81,23 +83,23 @@ def test_exif_turns_the_picture(tmp_path):
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_animations(tmp_path, ending):
-    frames, fps = load_video(gif(tmp_path / f"a.{ending}", **({"lossless": True} if ending == "webp" else {})))
-    assert frames.shape == (6, 12, 16, 3) and abs(fps - 4.0) < 0.01
-    assert abs(frames[5, 0, 0].astype(int) - [200, 0, 55]).max() < 12
+    clip = load_video(gif(tmp_path / f"a.{ending}", **({"lossless": True} if ending == "webp" else {})))
+    assert clip.frames.shape == (6, 12, 16, 3) and abs(clip.fps - 4.0) < 0.01
+    assert abs(clip.frames[5, 0, 0].astype(int) - [200, 0, 55]).max() < 12
 
 
 def test_folder_of_frames_in_natural_order(tmp_path):
     for i in (10, 2, 1):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"frame{i}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
-    frames, fps = load_video(tmp_path)
-    assert frames[:, 0, 0, 0].tolist() == [1, 2, 10] and fps == 2.0
+    clip = load_video(tmp_path)
+    assert clip.frames[:, 0, 0, 0].tolist() == [1, 2, 10] and clip.fps == 2.0
 
 
-def film(path, frames, fps=12, codec="mpeg4"):
+def film(path, frames, fps=12, codec="mpeg4", options=None):
     """A film file of these frames, as PyAV writes it."""
     av = pytest.importorskip("av")
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options=options or {}) as out:
         stream = out.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.bit_rate = frames[0].shape[1], frames[0].shape[0], 4_000_000
         for pixels in frames:
@@ -110,17 +112,68 @@ def film(path, frames, fps=12, codec="mpeg4"):
 def test_films_are_sampled_twice_a_second(tmp_path, ending):
     """Frame i has grey level 4 i: the frames that come back are those that K2.5's rule takes, with their times."""
     frames = [np.full((48, 64, 3), 4 * i, np.uint8) for i in range(30)]
-    got, fps = load_video(film(tmp_path / f"a{ending}", frames))
+    clip = load_video(film(tmp_path / f"a{ending}", frames))
     wanted = np.linspace(0, 29, 5).round().astype(int)                       # 30 frames at 12 a second: 2.5 seconds, 5 frames
-    assert np.abs(got.mean((1, 2, 3)) - 4 * wanted).max() < 3 and got.shape == (5, 48, 64, 3)
-    clips = prepare_video(got, fps, VisionConfig())
-    assert [len(clip.frames) for clip in clips] == [4, 1]
-    assert clips[1].seconds == pytest.approx(wanted[4] / 12, abs=0.02)
+    assert np.abs(clip.frames.mean((1, 2, 3)) - 4 * wanted).max() < 3 and clip.frames.shape == (5, 48, 64, 3)
+    chunks = prepared(clip, VisionConfig())
+    assert [len(chunk.frames) for chunk in chunks] == [4, 1]
+    assert chunks[1].seconds == pytest.approx(wanted[4] / 12, abs=1e-3)
+
+
+@pytest.mark.parametrize("number, rate", [(720, 12), (299, 30), (250, 25)])
+def test_films_are_chunked_and_timed_like_all_their_frames(tmp_path, number, rate):
+    """Only some frames are kept; the chunks are those of the whole film at its rate, to the millisecond."""
+    clip = load_video(film(tmp_path / "a.mp4", [np.full((32, 32, 3), i % 250, np.uint8) for i in range(number)], rate))
+    whole = prepare_video(np.zeros((number, 32, 32, 3), np.uint8), rate, VisionConfig())
+    assert [timestamp(chunk.seconds) for chunk in prepared(clip, VisionConfig())] == [timestamp(chunk.seconds) for chunk in whole]
 
 
 def test_a_film_of_one_frame(tmp_path):
-    frames, fps = load_video(film(tmp_path / "one.mp4", [np.full((32, 32, 3), 99, np.uint8)]))
-    assert frames.shape == (1, 32, 32, 3) and len(prepare_video(frames, fps, VisionConfig())) == 1
+    clip = load_video(film(tmp_path / "one.mp4", [np.full((32, 32, 3), 99, np.uint8)]))
+    assert clip.frames.shape == (1, 32, 32, 3) and len(prepared(clip, VisionConfig())) == 1
+
+
+def test_a_film_that_lies_about_its_rate(tmp_path):
+    """Frames at 0, 0.1, ..., 1.9 seconds in a stream that says 1000 a second: four are taken, at their times."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=1000)
+        stream.width, stream.height = 32, 32
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 100 * i, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    clip = load_video(tmp_path / "a.mkv")
+    assert clip.times == pytest.approx([0.0, 0.6, 1.3, 1.9], abs=0.01) and clip.fps == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("ending, muxer", [(".mkv", {}), (".mp4", {"movflags": "faststart"})])
+def test_a_film_that_was_cut_off(tmp_path, ending, muxer):
+    """Its header says how long it was."""
+    path = film(tmp_path / f"a{ending}", list(np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3)).astype(np.uint8)), options=muxer)
+    path.write_bytes(path.read_bytes()[:int(0.7 * path.stat().st_size)])
+    with pytest.raises(MediaError, match="cut off"):
+        load_video(path)
+
+
+def test_frames_that_differ_in_size(tmp_path):
+    """Pages of a scan, thumbnails of a photo: no clip, and as a picture the first one."""
+    pages = [Image.new("RGB", size, "red") for size in ((16, 16), (8, 8))]
+    for name in ("scan.tif", "photo.mpo"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(MediaError, match="differ in size"):
+            load_video(tmp_path / name)
+        assert not media.is_animated(tmp_path / name) and load_image(tmp_path / name).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("mode, values, white", [("I", [0, 255], 255), ("I", [0, 65535], 255), ("F", [0, 1], 255), ("F", [0.0, 255.0], 255),
+                                                 ("I;16", [0, 255], 0), ("I;16", [0, 65535], 255)])
+def test_deep_greys(tmp_path, mode, values, white):
+    """What is white: of 16 bits it is known, of 32 bits and floats it is guessed from the largest value."""
+    kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+    Image.fromarray(np.array([values, values], kind)).save(tmp_path / "a.tif")
+    assert load_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, white]
 
 
 def test_films_are_turned_upright():

@@ -12,9 +12,10 @@ class Image:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video. frames: uint8 (T, H, W, 3), one every 1/fps seconds."""
+    """A video. frames: uint8 (T, H, W, 3), one every 1/fps seconds; or times: (T,) seconds of frames that were sampled already."""
     frames: np.ndarray
     fps: float = 2.0
+    times: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
