@@ -19,7 +19,7 @@ import torch
 
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine, engine_of
-from nanokimi.errors import command, fail, number, reading
+from nanokimi.errors import MOST_SEED, MOST_THREADS, command, fail, number, reading
 from nanokimi.learner import Learner, muon
 from nanokimi.model import load, save
 from nanokimi.muon import AdamW
@@ -60,8 +60,8 @@ def arguments():
     add("--length-warmup", type=number(int, 0), default=50, help="iterations without it")
     add("--temperature", type=number(float, 0.01), default=1.0)
     add("--max-new", type=number(int, 1), default=rollout.MAX_NEW, help="tokens a turn")
-    add("--seed", type=number(int, 0), default=0)
-    add("--threads", type=number(int, 1), default=plan.cores())
+    add("--seed", type=number(int, 0, MOST_SEED), default=0)
+    add("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     add("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     args = parser.parse_args()
     args.curate = args.curate or args.curriculum > 0                     # what is hard has to be measured first
@@ -155,6 +155,8 @@ def reinforce(args, run, then_shorten=True):
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
         save(model, folder)                                              # from here on RL is finished
         checkpoint.clear(folder)
+    if not (folder / "pool.json").exists():
+        fail(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
     pool = [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
     short = run / ("short" if args.name == "rl" else f"short-{args.name}")
     if not then_shorten:

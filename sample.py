@@ -13,7 +13,7 @@ import torch
 from nanokimi.checkpoint import RELEASED, newest_stage
 from nanokimi.data import prepared
 from nanokimi.engine import Engine, engine_of
-from nanokimi.errors import BadInput, first_words, number, sentence
+from nanokimi.errors import MOST_SEED, BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
 from nanokimi.sandbox import Sandbox
@@ -24,6 +24,14 @@ KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flag
          "three digits. Ask about those; about the rest of the world it knows nothing.")
 COMMANDS = "/image FILE, /video FILE, /new, /quit"
 MAX_TURNS = 4
+
+
+def temperature(text: str) -> float:
+    """0 for the likeliest token, else at least 0.01: logits are divided by it."""
+    value = number(float, 0)(text)
+    if 0 < value < 0.01:
+        raise argparse.ArgumentTypeError("want 0, or 0.01 and more")
+    return value
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -37,8 +45,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
-    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="0 = always the likeliest token")
-    parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 = always the likeliest token")
+    parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0)
     parser.add_argument("--max-new", type=number(int, 1), default=256, metavar="N", help="tokens of an answer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true", help="no colours, no first line")

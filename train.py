@@ -18,7 +18,7 @@ import torch
 
 from nanokimi import checkpoint, data, evaluate, own, plan
 from nanokimi.config import LONGER, PRESETS
-from nanokimi.errors import BadInput, command, number
+from nanokimi.errors import MOST_SEED, MOST_THREADS, BadInput, command, number
 from nanokimi.model import NanoKimi, choose_kernel, load, save, with_language
 from nanokimi.muon import MuonClip, qk_clip, wsd
 from nanokimi.tokenizer import Tokenizer
@@ -29,16 +29,17 @@ def arguments():
     parser = argparse.ArgumentParser(description="Train nanokimi: tokenizer, joint pre-training, zero-vision cold start.")
     parser.add_argument("--preset", choices=PRESETS, default="nano")
     parser.add_argument("--minutes", type=number(float, 0.01), help="wall clock for everything; the schedules scale with it (default: the preset's)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of initialisation and data order; the exam never depends on it")
+    parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0, help="of initialisation and data order; the exam never depends on it")
     parser.add_argument("--run", type=Path, help="where the run lives (default: runs/PRESET)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="train a finished run on your own files (nanokimi/own.py says which) and stop")
     parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "longctx", "sft"], default="all",
                         help="do this stage and stop (all: every one but longctx)")
     parser.add_argument("--steps", type=number(int, 1), help="pre-training steps, instead of --minutes; with --data: steps (200)")
     parser.add_argument("--documents", type=number(int, 2), help="a pre-training step, an even number (default: the preset's); fewer need less memory")
-    parser.add_argument("--threads", type=number(int, 1), default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
     parser.add_argument("--devices", type=number(int, 1), help="processes (default: 2 on a CPU with two cores or more, else 1)")
-    parser.add_argument("--precision", choices=["auto", "bf16-mixed", "32-true"], default="auto", help="auto: whichever is faster here")
+    parser.add_argument("--strategy", choices=["auto", "ddp"], default="auto", help="auto: DDP where there are two processes; ddp: always")
+    parser.add_argument("--precision", choices=["auto", *plan.PRECISIONS], default="auto", help="auto: whichever is faster here")
     parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers (on a CPU: needs g++)")
     parser.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline; WANDB_MODE=online to send)")

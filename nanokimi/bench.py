@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from . import data, plan, released
 from .checkpoint import write_json
 from .config import PRESETS
 from .engine import Conversation, Engine
+from .errors import MOST_THREADS, number
 from .model import NanoKimi, choose_kernel
 from .muon import MuonClip, qk_clip
 from .policy import mismatch
@@ -35,7 +37,9 @@ OPERATORS = {"matrix products": "mm bmm baddbmm addmm addmv dot", "casts, copies
              "softmax, activations": "softmax log_softmax silu gelu sigmoid swiglu exp exp_ logsumexp",
              "norms": "layer_norm native_layer_norm linalg_vector_norm normalise norm", "gathering, sorting": "index_select index index_copy_ "
              "index_add_ index_put_ gather scatter_ sort topk bincount embedding embedding_dense nonzero masked_fill_ masked_select where",
-             "position tables": "upsample_bicubic2d"}
+             "position tables": "upsample_bicubic2d",
+             "sums, products and the like": "mul mul_ add add_ sub div neg sum mean rsqrt sqrt pow maximum amax max clamp minimum lerp_ addcmul_ addcdiv_ sin cos eq ge gt lt"}
+OPTIMIZER = "MuonClip, QK-Clip, balancing"
 
 
 def seconds(function):
@@ -296,7 +300,7 @@ def one_process(model, tokenizer, preset):
             loss, _ = trained.loss(batch)
         with record_function("backward"):
             loss.backward()
-        with record_function("MuonClip, QK-Clip, balancing"):
+        with record_function(OPTIMIZER):
             optimizer.step(), qk_clip(trained, 30.0), trained.language.update_bias(0.0), optimizer.zero_grad()
     return step, trained, [batches[i][0][0] for i in range(2 * ROUNDS)]
 
@@ -311,6 +315,9 @@ def useful_flops(model, tokenizer, preset):
     for batch in batches[:ROUNDS]:
         step(batch)
     peak, spent = matmul_peak(torch.bfloat16 if half else torch.float32), [seconds(lambda batch=batch: step(batch)) for batch in batches[ROUNDS:]]
+    for label, modules in modules_of(trained).items():
+        for module in modules:
+            module.forward = recorded(module.forward, label)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as prof:
         for batch in batches[ROUNDS:]:
             step(batch)
@@ -323,7 +330,7 @@ def useful_flops(model, tokenizer, preset):
         flops.append(counter.get_total_flops())
     torch.set_num_threads(threads)
     return {"useful_flops_share": [f / s / peak for f, s in zip(flops, spent)], "step_gflop": [f / 1e9 for f in flops],
-            "matmul_peak_gflops": [peak / 1e9], "half_step_ms": [1000 * s for s in spent]}, profile_shares(prof)
+            "matmul_peak_gflops": [peak / 1e9], "half_step_ms": [1000 * s for s in spent]}, profile_shares(prof, tuple(modules_of(trained)))
 
 
 def matmul_peak(dtype, side=1024):
@@ -332,20 +339,68 @@ def matmul_peak(dtype, side=1024):
     return 2 * side ** 3 / min(seconds(lambda: a @ b) for _ in range(20))
 
 
-def profile_shares(prof):
-    """{"parts": {part: share}, "operators": {kind: share}, "named": {operator: share of those with 1 % or more}} of a profiled step."""
-    events = prof.key_averages()
-    parts = {e.key: e.cpu_time_total for e in events if e.key in ("forward", "backward", "MuonClip, QK-Clip, balancing")}
-    own = {e.key: e.self_cpu_time_total for e in events}
+def modules_of(model):
+    """{label: modules} that the profile tells apart; what is in none of them counts as REST, what is in two as the inner one's."""
+    layers = model.language.layers
+    return {"encoder: attention": [block.attn for block in model.vision.layers], "encoder: the rest": [model.vision], "projector": [model.projector],
+            "language model: attention (MLA)": [layer.attn for layer in layers],
+            "language model: router and experts": [layer.moe for layer in layers if layer.moe is not None],
+            "language model: dense feed-forward": [layer.mlp for layer in layers if layer.mlp is not None], "head": [model.language.head]}
+
+
+REST = "embeddings, norms, residuals, loss"
+
+
+def recorded(function, label):
+    """The function under a name that the profiler sees."""
+    def inner(*args, **given):
+        with record_function(label):
+            return function(*args, **given)
+    return inner
+
+
+def above(event, names):
+    """The nearest of these names around an event, or None."""
+    while event is not None and event.name not in names:
+        event = event.cpu_parent
+    return event and event.name
+
+
+def by_module(events, labels):
+    """{(forward or backward, label): share}. A backward operator belongs to the module whose forward operator has its sequence number."""
+    owner, spent = {}, Counter()
+    inside = {id(event): above(event, (*labels, "forward", OPTIMIZER)) for event in events}
+    for event in events:
+        label = inside[id(event)]
+        if event.sequence_nr >= 0 and label not in (None, OPTIMIZER) and "Backward" not in event.name:
+            owner.setdefault(event.sequence_nr, label)
+    for event in events:
+        label, engine = inside[id(event)], event
+        while label is None and engine is not None and not engine.name.startswith("autograd::engine::evaluate_function"):
+            engine = engine.cpu_parent
+        if label == OPTIMIZER or label is None and engine is None:
+            spent[("", OPTIMIZER if label else "autograd itself")] += event.self_cpu_time_total
+        else:
+            way, label = ("forward", label) if label else ("backward", owner.get(engine.sequence_nr, "forward"))
+            spent[(way, REST if label == "forward" else label)] += event.self_cpu_time_total
+    return {key: value / spent.total() for key, value in spent.items()}
+
+
+def profile_shares(prof, labels):
+    """{"parts": {label: [forward, backward]}, "operators": {kind: share}, "named": {operator: share of those with 1 % or more}} of a
+    profiled step."""
+    events, shares = prof.key_averages(), by_module(prof.events(), labels)
+    parts = {label: [shares.get(("forward", label), 0.0), shares.get(("backward", label), 0.0)] for label in (*labels, REST)}
+    parts |= {label: [share, 0.0] for (way, label), share in shares.items() if not way}
+    own = {e.key: e.self_cpu_time_total for e in events if e.key not in labels}
     total, kinds = sum(own.values()), {}
     for key, value in own.items():
         name = key.removeprefix("aten::").removeprefix("_").lower().removesuffix("_backward").removesuffix("_backward_data")
-        kind = next((kind for kind, names in OPERATORS.items() if name in names.split()), "other element-wise work, Python")
+        kind = next((kind for kind, names in OPERATORS.items() if name in names.split()), "Python, autograd, the rest")
         kinds[kind] = kinds.get(kind, 0.0) + value / total
     named = {key: value / total for key, value in own.items() if value > 0.01 * total}
-    shares = {part: value / sum(parts.values()) for part, value in parts.items()}
-    return {name: dict(sorted(table.items(), key=lambda item: -item[1])) for name, table in
-            (("parts", shares), ("operators", kinds), ("named", named))}
+    size = lambda item: -sum(item[1]) if isinstance(item[1], list) else -item[1]
+    return {name: dict(sorted(table.items(), key=size)) for name, table in (("parts", parts), ("operators", kinds), ("named", named))}
 
 
 PEAK = """import runpy, sys
@@ -366,6 +421,8 @@ def peak_memory():
 def write_profile(path, shares, values):
     """docs/PROFILE.md: where the time of a training step goes."""
     table = lambda rows: "\n".join(["| | share |", "|---|---|", *(f"| {name} | {100 * share:.1f} % |" for name, share in rows.items())])
+    parts = "\n".join(["| | forward | backward | both |", "|---|---|---|---|", *(
+        f"| {name} | {100 * there:.1f} % | {100 * back:.1f} % | {100 * (there + back):.1f} % |" for name, (there, back) in shares["parts"].items())])
     median = {name: float(np.median(seen)) for name, seen in values.items()}
     path.write_text(f"""# Where a training step goes
 
@@ -373,9 +430,10 @@ Written by `python -m nanokimi.bench`: half of a nano pre-training step (one of 
 commit {plan.commit()}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
 the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.0f} % of the time is useful arithmetic at full speed**.
 
-By part:
+By part of the model. Each of the two processes runs the whole optimizer on half of the data, so that its share is larger here than
+`optimizer_share`, which is that of one process with all of the data:
 
-{table(shares['parts'])}
+{parts}
 
 By kind of operator (the operator's own time):
 
@@ -390,7 +448,7 @@ Operators with 1 % or more:
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
-    parser.add_argument("--threads", type=int, default=plan.cores())
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

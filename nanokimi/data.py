@@ -451,9 +451,9 @@ def stream(batches):
 
 
 def leave_signals_to_the_trainer(worker):
-    """Ctrl-C reaches every process of a terminal; the trainer decides what it means."""
+    """Ctrl-C reaches every process of a terminal, TERM every process of a service; the trainer decides what they mean."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def corpus(size):

@@ -8,7 +8,11 @@ import sys
 import time
 from contextlib import contextmanager
 
+import torch
 from safetensors import SafetensorError
+
+
+MOST_SEED, MOST_THREADS = 2 ** 32 - 1, 1024
 
 
 class BadInput(ValueError):
@@ -36,6 +40,8 @@ def sentence(error: Exception) -> str:
     """One line for a BadInput, for what the operating system refuses, and for safetensors' words for the same."""
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
         return "the disk is full: make room, then give the same command again. What was saved before is intact."
+    if out_of_memory(error):
+        return "not enough memory: close other programs, or ask for less (fewer --documents or --problems, a smaller --preset)."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}. Change that, or name another place."
     return " ".join(str(error).split())
@@ -51,7 +57,16 @@ def command(main):
             raise
         except (BadInput, OSError, SafetensorError) as error:
             fail(sentence(error))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            fail(sentence(error))
     return wrapped
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Python's, torch's on a GPU, and torch's on a CPU, which is a RuntimeError like any other."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def fail(text: str):

@@ -20,7 +20,7 @@ from rich.table import Table
 from . import data, plan, report
 from .checkpoint import read_rows, write_json
 from .engine import engine_of
-from .errors import BadInput, command, number
+from .errors import MOST_THREADS, BadInput, command, number
 from .model import load
 from .rollout import MAX_NEW, begin, content_of, question_content, respond
 from .tokenizer import Rendered
@@ -376,7 +376,7 @@ def exam_arguments(description, results, stage=False):
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--problems", type=number(int, 2), help="a row (default: 100 on val, 500 on test)")
     parser.add_argument("--out", type=Path, help=f"write the rows to this results file (default with three runs on test: {results})")
-    parser.add_argument("--threads", type=number(int, 1), default=plan.cores())
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     if stage:
         parser.add_argument("--stage", default="sft", help="what answers in chat: sft, rl, short, l2s-dpo, ...")
     args = parser.parse_args()

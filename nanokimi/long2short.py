@@ -18,7 +18,7 @@ import torch
 from . import data, plan, rollout
 from .checkpoint import read_json, write_json
 from .engine import Engine, engine_of
-from .errors import BadInput, number
+from .errors import MOST_SEED, MOST_THREADS, BadInput, number
 from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
@@ -238,8 +238,8 @@ def arguments(argv: list[str]):
     add("--lr", type=number(float, 0), default=1e-4)
     add("--weight", type=number(float, 0), default=0.5, help="of the length reward (undisclosed: ours)")
     add("--phase", type=number(int, 1), default=4, help="iterations of a phase of Toggle (undisclosed: ours)")
-    add("--seed", type=number(int, 0), default=0)
-    add("--threads", type=number(int, 1), default=plan.cores())
+    add("--seed", type=number(int, 0, MOST_SEED), default=0)
+    add("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     return parser.parse_args(argv)
 
 

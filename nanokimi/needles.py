@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from . import data, plan
 from .engine import Engine
-from .errors import BadInput, command
+from .errors import MOST_THREADS, BadInput, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
 from .model import load, with_language
 from .report import INK, MUTED, save_png, style
@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--problems", type=int, default=20, help="a length and depth")
     parser.add_argument("--out", type=Path, help="write a results file, and the mean over runs as a picture beside it")
-    parser.add_argument("--threads", type=int, default=plan.cores())
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for run in args.runs:

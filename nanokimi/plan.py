@@ -3,6 +3,7 @@ import copy
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from .errors import BadInput
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
+PRECISIONS = ("bf16-mixed", "32-true")
 
 
 def cores():
@@ -67,6 +69,7 @@ def settle(run, args):
     given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps,
              "precision": None if args.precision == "auto" else args.precision, "compile": args.compile or None,
              "documents": args.documents}
+    check_settings(path, settings)
     for name, value in given.items():
         if value is not None and settings[name] != value:
             raise BadInput(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
@@ -74,7 +77,21 @@ def settle(run, args):
     for name, value in now.items():
         if settings[name] != value and "LOCAL_RANK" not in os.environ:                   # said once, not by every process
             console.print(f"note: {run} was started with {name} {settings[name]}, this is {value}: the rest may not be bit-identical")
-    return settings | {"devices": now["devices"]}
+    return settings | {"devices": now["devices"], "strategy": args.strategy}
+
+
+def check_settings(path, settings):
+    """BadInput where a run.json holds something else than `settle` writes, or --compile what this machine cannot do."""
+    count = lambda value, least=1: type(value) is int and value >= least
+    fine = {"preset": lambda x: x in PRESETS, "seed": lambda x: count(x, 0), "minutes": lambda x: type(x) in (int, float) and x > 0,
+            "devices": count, "threads": count, "precision": lambda x: x in PRECISIONS, "compile": lambda x: type(x) is bool,
+            "steps": lambda x: x is None or count(x), "documents": lambda x: x is None or count(x)}
+    for name, good in fine.items():
+        if not good(settings[name]):
+            raise BadInput(f"{path} cannot be used ({name} is {settings[name]!r}): put it back as it was, or name another folder.")
+    compiler = os.environ.get("CXX", "g++")
+    if settings["compile"] and not torch.cuda.is_available() and not shutil.which(compiler):
+        raise BadInput(f"--compile needs a C++ compiler on a CPU, and there is no {compiler}: install one, or leave --compile away.")
 
 
 def hold(run):
@@ -127,7 +144,8 @@ def make_fabric(settings):
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, settings["threads"] // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if devices > 1 else "auto"
+    several = devices > 1 or settings.get("strategy") == "ddp"
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
     return Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=settings["precision"])
 
 

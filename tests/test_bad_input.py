@@ -255,7 +255,9 @@ def test_a_prompt_never_becomes_a_special_token(good, pieces):
 # ---- options -----------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("command, arguments, words", [
-    ("sample", ("--temperature", "nan"), "want 0 or more"), ("sample", ("--temperature", "inf"), "want 0"), ("sample", ("--max-new", "0"), "want 1"),
+    ("sample", ("--temperature", "nan"), "want 0 or more"), ("sample", ("--temperature", "inf"), "want 0"),
+    ("sample", ("--temperature", "1e-45"), "want 0, or 0.01 and more"), ("train", ("--seed", "9" * 30), "want 0 to"), ("rl", ("--seed", "9" * 30), "want 0 to"),
+    ("train", ("--threads", "100000"), "want 1 to"), ("sample", ("--max-new", "0"), "want 1"),
     ("sample", ("--seed", "-1"), "want 0"), ("sample", ("--device", "meta"), "no device meta"), ("sample", ("--device", "nonsense"), "no device"),
     ("sample", ("--stage", "none"), "no trained model"), ("sample", ("--stage", "../../etc"), "no trained model"),
     ("train", ("--steps", "0"), "want 1"), ("train", ("--minutes", "nan"), "want 0.01"), ("train", ("--threads", "0"), "want 1"),
@@ -342,6 +344,7 @@ DAMAGES = {
     "words for numbers": config(lambda c: c | {"language": c["language"] | {"experts": "4"}}),
     "terabytes": config(lambda c: c | {"language": c["language"] | {"experts": 4 * 10 ** 9}}),
     "10**9 layers": config(lambda c: c | {"language": c["language"] | {"layers": 10 ** 9}}),
+    "a pipe for a config": lambda run: (p := run / "sft" / "config.json", p.unlink(), os.mkfifo(p)),
     "no heads": config(lambda c: c | {"vision": c["vision"] | {"heads": 0}}), "another pad token": config(lambda c: c | {"media_pad": 5}),
     "a pad token beyond the vocabulary": config(lambda c: c | {"media_pad": 10 ** 6}),
     "an empty tokenizer": lambda run: put(run / "tokenizer" / "tokenizer.tiktoken", ""),
@@ -447,6 +450,45 @@ def test_a_damaged_run_json(says, stopped, tmp_path, content, words):
     put(run / "run.json", content)
     before = files(run)
     assert words in says("train", "--run", run, *TRAIN) and files(run) == before
+
+
+@pytest.mark.parametrize("name, value", [("devices", "two"), ("devices", 0), ("threads", "x"), ("precision", "fp8"), ("compile", "x"), ("steps", "3"),
+                                         ("seed", 10.5), ("minutes", None), ("documents", -2), ("preset", "huge")])
+def test_a_run_json_with_other_kinds_of_values(says, stopped, tmp_path, name, value):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    put(run / "run.json", json.loads((run / "run.json").read_text()) | {name: value})
+    before = files(run)
+    assert name in says("train", "--run", run, *TRAIN) and files(run) == before
+
+
+def test_lines_of_metrics_that_are_no_objects(stopped, tmp_path):
+    """They are left out; training goes on."""
+    run = shutil.copytree(stopped, tmp_path / "run")
+    rows = checkpoint.read_rows(run / "metrics.jsonl")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("[1, 2]\n7\nnull\n")
+    assert checkpoint.read_rows(run / "metrics.jsonl") == rows
+
+
+def test_without_a_compiler(says, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "--compile needs a C++ compiler" in says("train", "--preset", "micro", "--stage", "pretrain", "--run", tmp_path, "--compile", "--devices", "1",
+                                                    "--precision", "32-true")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
+def test_not_enough_memory(says, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+    monkeypatch.setattr(train, "train", fail)
+    assert "not enough memory" in says("train", "--preset", "micro", "--run", tmp_path)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "train", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "micro", "--run", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="size"):
+        train.main()
 
 
 def test_other_settings_do_not_continue(says, stopped):
@@ -598,7 +640,7 @@ def test_a_folder_that_does_not_come_back(says, exported, tmp_path, name):
     ("a.jsonl", '{"text": ' + "[" * 10 ** 5, "a.jsonl, line 1: no JSON"), ("a.jsonl", "9" * 10 ** 4, "a.jsonl, line 1"), ("a.jsonl", b"\xff", "not UTF-8"),
     ("metadata.jsonl", {"file_name": "a\0b.png", "text": "x"}, "give the name of a file"),
     ("metadata.jsonl", {"file_name": "\ud800.png", "text": "x"}, "give the name of a file"), ("metadata.jsonl", {"file_name": "/etc/passwd", "text": "x"}, "outside"),
-    ("metadata.jsonl", {"file_name": "big.png", "text": "x"}, "metadata.jsonl, line 1: "), ("metadata.jsonl", {"file_name": ["a"], "text": "x"}, "must be a text"),
+    ("metadata.jsonl", {"file_name": "big.png", "text": "x"}, "metadata.jsonl, line 1: "), ("metadata.jsonl", {"file_name": ["a"], "text": "x"}, "must be a string"),
 ])
 def test_data_that_cannot_be_learned(says, run, tmp_path, name, content, words):
     put(tmp_path / "data" / name, content), put(tmp_path / "data" / "big.png", png(20000, 20000))

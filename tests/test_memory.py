@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train
-from nanokimi import data, memory, plan, released
-from nanokimi.config import PRESETS, LanguageConfig, ModelConfig, VisionConfig
+from nanokimi import data, memory, plan, released, rollout
+from nanokimi.config import LONGER, PRESETS, LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.engine import Engine
 from nanokimi.model import NanoKimi
 from nanokimi.muon import MuonClip
@@ -89,14 +89,26 @@ def test_forward_on_a_gpu_finds_everything_there(name):
     tokenizer = tokenizer_of(preset)
     with memory.dry_run() as ledger:
         model = memory.shell(preset, tokenizer.media_pad, "cuda").train()
-        for stage, documents, length in (("pretrain", 6, preset.length), ("sft", 4, preset.sft_length)):
+        for stage, documents, length in (("pretrain", 6, preset.length), ("longctx", 4, LONGER * preset.length), ("sft", 4, preset.sft_length)):
             batch, _ = data.Batches(stage, tokenizer, preset.model.vision, 0, documents, length, 100).shard(99, 0)
             loss, _ = model.loss(batch.to("cuda"))
             assert loss.device.type == "cuda"
         engine = Engine(model, tokenizer, "cuda")
         assert memory.generation(model, ledger, engine, [memory.picture_prompt(engine)] * 2, 8).cache > 0
+        groups = [rollout.start(engine, item, 2, 8, (0, n)) for n, item in enumerate(rollout.make_pool(4, 0.5, 0))]
+        for talk in (talk for group in groups for talk in group.talks):
+            talk.response.add([0] * 8, [0.0] * 8, True)
+        micro = rollout.micro_batches(groups, [[0.0, 1.0]] * 4, preset.model.vision.patch, tokenizer.pad, 8192)[0]
+        logprobs, _ = model.target_logprobs(micro.batch.to("cuda"))
+        assert logprobs.device.type == "cuda" and len(logprobs) == len(micro.old)
         with pytest.raises(RuntimeError, match="(?i)device"):
             model.loss(batch_of(preset, tokenizer))
+
+
+def test_while_responses_are_sampled_the_optimizer_waits():
+    preset = SIZES["micro"]
+    needs = memory.needs(preset, tokenizer_of(preset))
+    assert needs["rl: responses"].optimizer == pytest.approx(needs["pretrain"].optimizer, rel=1e-4)
 
 
 def test_k25_has_the_released_shapes():
