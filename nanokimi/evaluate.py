@@ -102,11 +102,11 @@ def base_rows(engine, split, number):
 
 
 def two_halves(engine, problems, rows):
-    """a x b: flag picture -> capital and picture -> drawing program, over what their two halves give (the second half's score)."""
+    """a x b: flag picture -> capital, picture and clip -> drawing program, over what their two halves give (the second half's score)."""
     capital = ask_document(engine, problems["flag_capital"])
-    program = mean_score(problems["picture_program"], ask_document(engine, problems["picture_program"]))
+    score = lambda name: mean_score(problems[name], ask_document(engine, problems[name]))
     return clustered("axb_capital_direct", problems["flag_capital"], capital, rows["flag_name"] * rows["capital"]) | {
-        "axb_program": ratio(program, rows["program"])}
+        "axb_program": ratio(score("picture_program"), rows["program"]), "axb_clip_program": ratio(score("clip_program"), rows["program"])}
 
 
 def controls(engine, problems):

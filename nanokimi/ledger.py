@@ -213,9 +213,9 @@ CLAIMS = [
           known=(Known("long2short", "toggle_lift_gap", "", "> 0"), Known("long2short", "l2s-toggle_acc", "long_acc", "> -0.02"))),
     Claim("axb", "skills that were never trained together combine", "K2.5 2.2 (our question)",
           "text and vision enhance each other after joint training (not measured like this)",
-          "flag picture to capital: flags are named from pictures, capitals told in text only; picture to drawing program likewise. As a "
+          "flag picture to capital: flags are named from pictures, capitals told in text only; picture and clip to drawing program likewise. As a "
           "share of what both halves would give; guessing one of 48 capitals is 0.02",
           known=(Known("nano", "axb_capital_direct", "", "> 0.1"), Known("nano", "axb_capital_thinking", "", "> 0.1"),
-                 Known("nano", "axb_program", "", "> 0.1"))),
+                 Known("nano", "axb_program", "", "> 0.1"), Known("nano", "axb_clip_program", "", "> 0.1"))),
 ]
 BY_NAME = {claim.name: claim for claim in CLAIMS}

@@ -8,7 +8,7 @@ from nanokimi.vision import navit_resize
 from nanokimi.world import content, dense, draw, exam, problems as world, scenes, tools, verify
 from nanokimi.world.types import Clip, Image
 
-EXAM_SHA256 = "c125f5c57eb0542e9afc2c00688ac4bcaa9540d2a0cd7101a3b9054bb6c8c38d"
+EXAM_SHA256 = "81d17b3281c33147460c57982e5e5d573d7733059db8d361a590fb54d0a2af89"
 
 
 def rng(seed=0):
@@ -56,6 +56,8 @@ def test_flag_pictures_never_meet_capitals_in_training():
         world.flag_capital_problems(rng(), "train")
     with pytest.raises(AssertionError, match="never trained"):
         world.picture_program_problems(rng(), "train")
+    with pytest.raises(AssertionError, match="never trained"):
+        world.clip_program_problems(rng(), "train")
     with pytest.raises(AssertionError, match="N\\+1"):
         world.clip_naming_problems(rng(), "train", shown=False)
     for seed in range(200):

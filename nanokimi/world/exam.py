@@ -1,6 +1,7 @@
 """The exam: what test problems look like, written down and hashed before the first run whose numbers are published.
 
 Changing anything here, or in the generators behind it, changes `fingerprint` (a test holds it): then bump VERSION and run every row again.
+Only a row that is added leaves the others as they are: each is drawn from a seed of its own.
 Problems depend on (VERSION, row, split, number) only, never on a training seed.
 """
 import hashlib
@@ -61,6 +62,7 @@ ROWS = {
     "point": _from_scene(("point to",)),
     "program": lambda rng, split: world.program_problems(rng, split)[0],
     "picture_program": lambda rng, split: world.picture_program_problems(rng, split)[0],
+    "clip_program": lambda rng, split: world.clip_program_problems(rng, split)[0],
     "ocr": lambda rng, split: world.ocr_problems(rng, split)[0],
     "clip_name_unshown": lambda rng, split: world.clip_naming_problems(rng, split, shown=False)[0],
     "picture_name_unshown": _unshown_picture,

@@ -403,6 +403,16 @@ def picture_program_problems(rng, split):
     return [Problem("code", "image", (scene.picture(rng),), WRITE_PROGRAM, written_program(scene), verifier="program")]
 
 
+def clip_program_problems(rng, split):
+    """a x b: clip -> drawing program of all that was shown, in the order in which it came. Exam only."""
+    assert split != "train", "clip -> drawing program is never trained: it would make the a x b row meaningless"
+    frames = clip_frames(rng, 1.0)
+    scene, background = clip_scene(rng, split, int(rng.integers(1, 4)), 1.0)
+    since = [0, *sorted(rng.integers(0, frames, len(scene.things) - 1).tolist())]
+    clip = film(background, frames, lambda f: [thing for thing, first in zip(scene.things, since) if f >= first])
+    return [Problem("code", "video", (clip,), WRITE_PROGRAM, written_program(scene), verifier="program")]
+
+
 def written_program(scene):
     """The scene's drawing program as text."""
     return " ".join(f"{kind}('{colour}', {x}, {y}, {size});" for kind, colour, x, y, size in program_of(scene))
