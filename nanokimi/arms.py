@@ -24,10 +24,10 @@ from .engine import Engine
 from .errors import command
 from .model import NanoKimi, choose_kernel, load, save
 from .muon import AdamW, MuonClip
-from .rollout import content_of
+from .rollout import content_of, question_content
 from .tokenizer import Learn, Tokenizer
 from .vision import MoonViT3D
-from .world import content, exam
+from .world import content, exam, tools
 from .world.verify import score
 
 CLIPS = ("events", "clip")                                               # kinds of documents (data.PRETRAIN)
@@ -57,6 +57,7 @@ class Settings:
     sft_steps: int = 0              # of the cold start
     sft_tokens: int = 0             # a step, where arms must read equally much; 0: a number of documents, as train.py
     pictures: float = 0.0           # share of the cold start's chats that are about pictures
+    eyes: float = 0.0               # share that are about pictures of tool problems, answered without the tool; asked so afterwards, too
     start: str = ""                 # where it begins if steps is 0: "" = the base run, else CLAIM/ARM whose cold start it takes
     rl: dict = field(default_factory=dict)                               # options of rl.py; {} = no RL
 
@@ -103,13 +104,21 @@ class ArmBatches(data.Batches):
 
     def chats(self, rng, tokens):
         """Chats, some about pictures, until there are `tokens` of them."""
-        drawn = []
+        drawn, s = [], self.settings
         while sum(len(doc.ids) for _, doc in drawn) < tokens:
-            if rng.random() >= self.settings.pictures:
+            dice = rng.random()
+            if dice >= s.pictures + s.eyes:
                 drawn.append(data.sft_document(rng, self.tokenizer, self.vision, self.length))
-            elif len((doc := own.picture_chat(self.tokenizer, self.vision, rng)).ids) <= self.length:
+            elif len((doc := (own.picture_chat if dice < s.pictures else eye_chat)(self.tokenizer, self.vision, rng)).ids) <= self.length:
                 drawn.append(("picture", doc))
         return drawn
+
+
+def eye_chat(tokenizer, vision, rng):
+    """A chat about a picture that asks for the tool, answered without it: what looking alone can learn."""
+    problem, = tools.picture_tool_problems(rng, "train")
+    answer = {"role": "assistant", "thinking": f" the result is {problem.answer}.", "content": f" {problem.answer}"}
+    return tokenizer.render_chat([{"role": "user", "content": question_content(problem, vision)}, answer], thinking=True)
 
 
 # ---- model and optimizer ---------------------------------------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def train_stage(stage, run, s, seed, fabric, log, stop):
     torch.manual_seed(seed)
     model = build(s, tokenizer.media_pad) if stage == "pretrain" else open_stage(run / "pretrain", s)
     choose_kernel(model, fabric.device)
-    if stage == "sft" and not s.pictures:
+    if stage == "sft" and not (s.pictures or s.eyes):
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)
     optimizer = make_optimizer(model, s, stage, preset)
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
@@ -256,11 +265,11 @@ def bits_per_byte(model, tokenizer, split, number):
     return [loss / math.log(2) / len(text.encode()) for loss, text in zip(nats, texts)]
 
 
-def chat_row(engine, row, split, number, blind=False):
-    """Scores by problem in chat with thinking, greedy; the tool where the row needs it; blind: with other pictures."""
+def chat_row(engine, row, split, number, blind=False, eyes=False):
+    """Scores by problem in chat with thinking, greedy; the tool where the row needs it, unless by `eyes`; blind: with other pictures."""
     problems = exam.exam(row, split, number)
     problems = exam.blind(problems) if blind else problems
-    responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS)
+    responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS and not eyes)
     return [float(score(p, content_of(r))) for p, r in zip(problems, responses)]
 
 
@@ -291,7 +300,7 @@ def measure(run, s, wanted, split, number):
         elif kind == "log":
             out[f"log {row}"] = from_log(run, row)
         else:
-            out[f"{kind} {row}"] = chat_row(Engine(models(last), tokenizer), row, split, number, kind == "blind")
+            out[f"{kind} {row}"] = chat_row(Engine(models(last), tokenizer), row, split, number, kind == "blind", s.eyes > 0)
     return out
 
 

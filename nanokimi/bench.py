@@ -418,7 +418,7 @@ def peak_memory():
     return {"nano_peak_gb": [int(done.stdout.split()[-1]) / 2 ** 20]}
 
 
-def write_profile(path, shares, values):
+def write_profile(path, shares, values, commit):
     """docs/PROFILE.md: where the time of a training step goes."""
     table = lambda rows: "\n".join(["| | share |", "|---|---|", *(f"| {name} | {100 * share:.1f} % |" for name, share in rows.items())])
     parts = "\n".join(["| | forward | backward | both |", "|---|---|---|---|", *(
@@ -427,7 +427,7 @@ def write_profile(path, shares, values):
     path.write_text(f"""# Where a training step goes
 
 Written by `python -m nanokimi.bench`: half of a nano pre-training step (one of train.py's two processes) on one thread, {plan.machine()},
-commit {plan.commit()}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
+commit {commit}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
 the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.0f} % of the time is useful arithmetic at full speed**.
 
 By part of the model. Each of the two processes runs the whole optimizer on half of the data, so that its share is larger here than
@@ -450,7 +450,7 @@ def main():
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
-    args = parser.parse_args()
+    args, commit = parser.parse_args(), plan.commit()                    # now: the files that this writes make the tree dirty
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     preset = PRESETS["nano"]
@@ -465,12 +465,12 @@ def main():
         values |= part()
     rows, shares = useful_flops(model, tokenizer, preset)
     values |= rows | peak_memory()
-    write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values)
+    write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values, commit)
     for name, seen in values.items():
         plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
     rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen, "target": TARGETS.get(name)}
             for name, seen in values.items()]
-    write_json(args.out, {"experiment": args.out.stem, "command": " ".join(["python -m nanokimi.bench", *sys.argv[1:]]), "commit": plan.commit(),
+    write_json(args.out, {"experiment": args.out.stem, "command": " ".join(["python -m nanokimi.bench", *sys.argv[1:]]), "commit": commit,
                           "machine": plan.machine(), "threads": args.threads, "seeds": [0], "note": "mean holds the median of the rounds",
                           "profile": shares, "rows": rows})
 

@@ -120,7 +120,7 @@ def prepare(args, claim, arm, seed, rate=None):
     run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
     note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems, "wanted": wanted(claim)}
     note = json.loads(json.dumps(note))
-    if (run / "arm.json").exists() and json.loads((run / "arm.json").read_text()) != note:
+    if (run / "arm.json").exists() and kept_note(run) != note:
         sys.exit(f"{run} was started with other settings: delete it, or give another --root.")
     run.mkdir(parents=True, exist_ok=True)
     source = begins_from(args, s, seed)
@@ -131,6 +131,12 @@ def prepare(args, claim, arm, seed, rate=None):
             os.replace(run / "partial", run / part)
     write_json(run / "arm.json", note)
     return run
+
+
+def kept_note(run):
+    """What an arm was begun with; one that is older than a setting had its default."""
+    note = json.loads((run / "arm.json").read_text())
+    return note | {"settings": asdict(Settings(**note["settings"]))}
 
 
 def begins_from(args, s, seed):
@@ -359,8 +365,10 @@ def section(claim, folder, content):
         chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
         tried = ", ".join(f"{rate:g}" for rate in claim.rates)
         lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
-        longest = content.get("longest", {}).get(claim.name)
-        took = f"At most {longest:g} minutes an arm and seed, measured" if longest else f"About {claim.minutes:g} minutes an arm and seed, estimated"
+        longest, jobs = content.get("longest", {}).get(claim.name), content.get("side by side")
+        took = f"About {claim.minutes:g} minutes of one core an arm and seed, estimated"
+        if longest:                                                      # of the machine: what an arm adds to the wait for all of them
+            took = f"At most {longest:g} minutes of one core an arm and seed, measured ({jobs} at a time: {longest / jobs:.1f} of the machine)"
         lines += [f"- {took}: `python -m nanokimi.claims {claim.name}`."]
     commands = dict.fromkeys(d["command"] for d in gaps if not d["command"].startswith("python -m nanokimi.claims"))
     lines += [f"- Numbers of `{command}`." for command in commands] + [""]

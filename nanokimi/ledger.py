@@ -32,6 +32,7 @@ METRICS = {
     "sums (no twin)": ("chat", ("arithmetic",)),
     "capitals (no twin)": ("chat", ("capital",)),
     "held-out prose, bits per byte": ("bits", ("wiki",)),
+    "pictures that only their pixels answer": ("chat", ("tool_picture",)),
     "what RL trains, in chat": ("chat", ("caption", "count", "name", *CLIP_ROWS, "ocr", "chat_picture", "arithmetic", "scene_text")),
     "pictures and clips in chat": ("chat", ("caption", "count", "name", *CLIP_ROWS, "ocr", "chat_picture")),
     "training reward, mean over iterations": ("log", ("reward",)),
@@ -199,9 +200,12 @@ CLAIMS = [
           compares=(Compare("what RL trains, in chat", "flywheel", "plain", "> 0"),), minutes=5),
     Claim("tools", "Python sees what the eye does not", "K2.5 2.2",
           "pictures are handled by code: crop, binarise, count, measure (no comparison with the eye printed)",
-          "pictures that only their pixels can answer, with the tool and without it, after RL. By eye is a floor: nobody taught that model to "
-          "do without the tool, so this decides nothing; an arm trained to look is missing",
-          known=(Known("rl", "rl_tool_solved", "rl_tool_by_eye"),)),
+          "pictures that only their pixels can answer: a cold start that calls Python, on text alone, against one with half of its tokens "
+          "on such pictures, questions and answers, whose encoder learns, too, asked without Python. rl.json: one model after RL, asked both "
+          "ways; by eye is a floor there, as nobody taught it to do without",
+          shared={"steps": 0, "sft_steps": 150, "sft_tokens": 4800}, arms={"Python": {}, "eyes": {"eyes": 0.5}},
+          compares=(Compare("pictures that only their pixels answer", "Python", "eyes", "> 0"),),
+          known=(Known("rl", "rl_tool_solved", "rl_tool_by_eye"),), minutes=4),
     Claim("long2short", "the same answers in fewer tokens", "k1.5 2.4, Fig. 7",
           "long2short RL is the most token-efficient, then DPO and merging: AIME 60.8 at 3,272 tokens",
           "five ways from a long-thinking model to a short one, accuracy of each against the long one's and a brief one's",

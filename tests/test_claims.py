@@ -167,6 +167,26 @@ def test_text_and_text_and_picture_chats_are_equally_many_tokens(tokenizer):
     assert made["both"][1]["image_tokens"] > 0.05 * 4800
 
 
+def test_the_eye_is_taught_on_half_of_the_tokens_and_asked_without_the_tool(tokenizer, tmp_path, monkeypatch):
+    by_arm = settings_by_arm(ledger.BY_NAME["tools"])
+    made = {arm: batches_of(tokenizer, s, "sft", 4, length=384)[1] for arm, s in by_arm.items()}
+    assert made["Python"][1]["image_tokens"] == 0 < made["eyes"][1]["image_tokens"]
+    doc = arms.eye_chat(tokenizer, VISION, np.random.default_rng(0))
+    text = tokenizer.decode([i for i, learned in zip(doc.ids, doc.mask) if learned])
+    assert len(doc.clips) == 1 and "the result is" in text and "tool_call" not in text
+    asked = []
+    monkeypatch.setattr(arms.evaluate, "ask_chat", lambda engine, problems, tools: asked.append(tools) or [None] * len(problems))
+    monkeypatch.setattr(arms, "content_of", lambda response: "")
+    monkeypatch.setattr(arms, "Engine", lambda *_: None)
+    monkeypatch.setattr(arms, "open_stage", lambda *_: None)
+    monkeypatch.setattr(arms.Tokenizer, "load", lambda *_: tokenizer)
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "model.safetensors").touch()
+    for s in by_arm.values():
+        arms.measure(tmp_path, s, [["chat", "tool_picture"]], "val", 3)
+    assert asked == [True, False]
+
+
 def test_frames_as_pictures_are_the_same_documents_with_more_media(tokenizer):
     docs = [data.pretrain_document(np.random.default_rng(5), tokenizer, replace(VISION, frames=frames), 10 ** 4, "events", 1.0)[1]
             for frames in (4, 1)]
@@ -284,6 +304,10 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     shutil.copytree(root / "tiny" / f"b-lr{best['b']:g}-0", root / "tiny" / f"b-lr{best['b']:g}-1")
     claims.main(asked)
     assert json.loads(out.read_text())["differences"][0]["seeds"] == [0, 1], "another seed's arms were left out of the results"
+    older = json.loads((note := root / "tiny" / f"a-lr{best['a']:g}-0" / "arm.json").read_text())
+    del older["settings"]["eyes"]
+    note.write_text(json.dumps(older))
+    claims.main(asked)                                                   # begun before there was that setting: it had its default
     with pytest.raises(SystemExit, match="other settings"):
         claims.main([*asked, "--problems", "4"])
 
