@@ -106,6 +106,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     choose_kernel(model, fabric.device)
     if stage == "sft":
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
+        model.introduce(tokenizer.chat_ids)
     lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
                                     "longctx": (preset.longctx_lr, preset.longctx_steps, preset.longctx_documents, LONGER * preset.length),
                                     "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]

@@ -189,6 +189,8 @@ def train_stage(stage, run, s, seed, fabric, log, stop):
     torch.manual_seed(seed)
     model = build(s, tokenizer.media_pad) if stage == "pretrain" else open_stage(run / "pretrain", s)
     choose_kernel(model, fabric.device)
+    if stage == "sft":
+        model.introduce(tokenizer.chat_ids)
     if stage == "sft" and not (s.pictures or s.eyes):
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)
     optimizer = make_optimizer(model, s, stage, preset)

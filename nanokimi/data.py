@@ -33,7 +33,7 @@ PRETRAIN = {
     "scene": 0.115, "counting": 0.11, "naming": 0.03, "ocr": 0.015,                                   # pictures with questions
     "scene_text": 0.105, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
     "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
-    "interleaved": 0.035,                                                                            # text behind a picture
+    "interleaved": 0.04,                                                                             # text behind a picture
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
                                           "wiki", "recall")}
@@ -81,22 +81,25 @@ def interleaved_problems(rng):
     share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows. Many of
     the pictures are mazes, specks and the like, which look like a fish to a model that never saw one, but never before a question about
     such a picture: no stage before RL has those. No flags, as a flag beside its capital would be a x b."""
-    kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.35, 0.35, 0.1, 0.1, 0.1]))
+    kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.25, 0.55, 0.08, 0.06, 0.06]))
     problems = make_problems(kind, rng)
-    about_one = any("img" in problem.meta for problem in problems)
-    picture = sample_scene(rng, "train").picture(rng) if about_one or rng.random() < 0.5 else tools.picture(rng, "train")
+    about_one, large = any("img" in problem.meta for problem in problems), rng.random() < 0.6
+    if large and not about_one:
+        picture = tools.picture(rng, "train")
+    else:
+        picture = sample_scene(rng, "train", sides=tools.SIDES if large else (32, 96)).picture(rng)
     return [replace(problem, context=(picture, *problem.context)) for problem in problems]
 
 
 def question_prompt(problem, cue="answer"):
-    """What stands before an answer, a chain of thought ("reasoning") or a program ("python")."""
+    """What stands before an answer or a chain of thought ("reasoning")."""
     return f"question: {problem.question}\n{cue}:"
 
 
 def question_parts(problem, think):
     """A question with its answer, and the chain of thought or the program before it. The line's end is learned: it is where to stop."""
     if problem.code:
-        return [question_prompt(problem, "python"), Learn(f" {problem.code}\nanswer: {problem.answer}\n")]
+        return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\npython: {problem.code}\nanswer: {problem.answer}\n")]
     if think and problem.reasoning:
         return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\nanswer: {problem.answer}\n")]
     return [question_prompt(problem), Learn(f" {problem.answer}\n")]
@@ -251,7 +254,6 @@ PYTHON_TOOL = {"name": "python", "description": "run code; img is the picture: i
 
 
 LOOK = "plan: look at everything, then answer."
-GLANCE = "at a glance."          # where thinking would only repeat the answer (ours): meant for shortest rejection sampling, but RL unlearns it
 ADD = "plan: add the ones, then the tens, then the hundreds."
 
 
@@ -297,19 +299,25 @@ def chat_messages(problem, rng, style=None):
     if style:
         own = np.random.default_rng(rng.integers(2 ** 32))               # so that both styles leave `rng` in the same state
         thought = checked_thinking(problem, own) if style == "long" else problem.reasoning
-    elif dice < 0.35 and problem.context:                                # the last step alone, or none; sums need all of theirs
-        thought = problem.reasoning.partition(". ")[2] or GLANCE
+    elif dice < 0.35 and problem.context:                                # the last step alone; sums need all of theirs
+        thought = problem.reasoning.partition(". ")[2] or problem.reasoning
     else:
         thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
 
 
 def distracted(problem, rng):
-    """The same problem behind words about other things: a picture of specks or of a maze looks like a zebra to a model that never saw one,
-    and the question must decide all the same (ours)."""
-    names = rng.choice(sorted(pictogram.name for pictogram in content.PICTOGRAMS.values()), int(rng.integers(1, 6)))
+    """The same problem behind words about other things, from one to a hundred tokens of them. A large picture is as long, and looks like a
+    zebra to a model that never saw one: the question must decide all the same, and a call be written to its end (ours)."""
+    number = int(np.exp(rng.uniform(0, np.log(30))))
+    names = rng.choice(sorted(pictogram.name for pictogram in content.PICTOGRAMS.values()), number)
     shown = [str(name) if rng.random() < 0.5 else f"{rng.choice(list(draw.COLOURS))} {rng.choice(list(draw.KINDS))}" for name in names]
-    return replace(problem, context=(f"{', '.join(shown)}.", *problem.context))
+    words = rng.choice(3, p=[0.6, 0.2, 0.2])
+    if words == 0:
+        text = f"{', '.join(shown)}."
+    else:
+        text = "".join(recall_document(rng, 0))[:6 * number + 10] if words == 1 else str(wiki_document(rng, 2 * number + 4)[0])
+    return replace(problem, context=(text, *problem.context))
 
 
 def no_media(out, tokenizer):

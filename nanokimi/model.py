@@ -59,6 +59,17 @@ class NanoKimi(nn.Module):
             raise BadInput(f"the model has {ours[0]} tokens and pads media with {ours[1]}, the tokenizer {theirs[0]} and {theirs[1]}: "
                            "the folder mixes two runs, give another --run.")
 
+    @torch.no_grad()
+    def introduce(self, ids: list[int]) -> None:
+        """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours; structural tokens
+        that it did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind a large picture
+        attention drowns which token it is, and a tool call ends in what the picture shows."""
+        weight = self.language.embed.weight                              # (V, d)
+        known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        known[ids] = False
+        spread = weight[known].norm(dim=1).median() / weight.shape[1] ** 0.5
+        weight[ids] = weight[known].mean(0) + 2 * spread * torch.randn(len(ids), weight.shape[1]).to(weight)
+
     def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = (), order: torch.Tensor | None = None):
         """Token embeddings (B, T, d) with the media rows put in, in order; with `order`, those rows of the encoder's output."""
         x = self.language.embed(ids)

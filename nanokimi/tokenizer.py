@@ -39,6 +39,8 @@ SPECIALS = {
     "media_begin": "<|media_begin|>", "media_content": "<|media_content|>", "media_end": "<|media_end|>", "media_pad": "<|media_pad|>",
     "think": "<think>", "end_think": "</think>", "pad": "[PAD]",
 }
+CHAT = ("im_end", "im_user", "im_assistant", "im_system", "im_middle", "section_begin", "section_end", "call_begin", "call_argument", "call_end",
+        "think", "end_think")           # those that no document of pre-training holds
 FILE = "tokenizer.tiktoken"
 
 
@@ -82,6 +84,7 @@ class Tokenizer:
             setattr(self, name, self.special_ids[text])
         self.vocab_size = len(ranks) + len(SPECIALS)
         self.stop_ids = (self.im_end, self.eos)
+        self.chat_ids = [getattr(self, name) for name in CHAT]
         self._bpe = tiktoken.Encoding("nanokimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.special_ids)
         self._cached = lru_cache(maxsize=16384)(lambda text: tuple(self._bpe.encode_ordinary(text)))  # prompts repeat a lot
 
