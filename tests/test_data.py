@@ -222,8 +222,8 @@ def test_what_recall_says_is_true():
                 assert f"{said} {asked.strip().removeprefix('the ').removesuffix(' is')}" in names
 
 
-def test_a_crop_comes_back_in_words_and_a_glance_says_nothing():
-    """What SFT says in place of a picture is what the digits are, and no thought repeats an answer where none is needed."""
+def test_a_crop_comes_back_in_words():
+    """What SFT says in place of a picture is what the digits are."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         problem, = data.make_problems("crop", rng)
@@ -231,9 +231,6 @@ def test_a_crop_comes_back_in_words_and_a_glance_says_nothing():
         digits = [str(world.NUMBER_WORDS.index(word)) for word in result["content"].split("digits ")[1].strip(".").split(", ")]
         assert thinking and "".join(digits) == problem.answer == final["content"].strip() and " ".join(digits) in final["thinking"]
         assert "img.crop" in call["tool_calls"][0]["arguments"]["code"]
-    chats = [data.chat_messages(p, rng) for _ in range(400) for p in world.scene_problems(rng, "train", modality="text") if p.verifier == "caption"]
-    glances = [messages[-1]["thinking"].strip() == data.GLANCE for messages, thinking in chats if thinking]
-    assert 0.1 < np.mean(glances) < 0.3
 
 
 def test_a_picture_behind_another_question_is_never_what_it_is_about():

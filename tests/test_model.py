@@ -473,6 +473,22 @@ def test_balance_loss_is_the_mean_over_sequences(model):
 
 # ---------------------------------------------------------------------------------------------------------------- files and errors
 
+def test_tokens_that_training_never_showed_get_embeddings_as_long_as_those_that_it_did(model):
+    before, new = model.language.embed.weight.detach().clone(), [5, 9, 61]
+    model.language.embed.weight.data[new] = 0.01
+    others = {name: p.detach().clone() for name, p in model.named_parameters() if name != "language.embed.weight"}
+    torch.manual_seed(3)
+    model.introduce(new)
+    weight = model.language.embed.weight.detach()
+    known = [i for i in range(64) if i not in new]
+    assert torch.equal(weight[known], before[known]) and all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
+    ratio = weight[new].norm(dim=1) / before[known].norm(dim=1).median()
+    assert ((1.4 < ratio) & (ratio < 2.8)).all() and not torch.equal(weight[5], weight[9])
+    torch.manual_seed(3)
+    model.introduce(new)
+    assert torch.equal(model.language.embed.weight, weight), "resumed, it would be another run"
+
+
 def test_save_and_load_are_bitwise(model, tmp_path):
     save(model, tmp_path / "model")
     again = load(tmp_path / "model")
