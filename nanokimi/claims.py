@@ -174,11 +174,11 @@ def run_all(args, runs, split):
 
 def begin(args, running, run, split):
     """Starts an arm in a session of its own: a terminal's Ctrl-C reaches it through us, once."""
-    command = [sys.executable, "-m", "nanokimi.arms", str(run.resolve()), split]
+    command, anew = [sys.executable, "-m", "nanokimi.arms", str(run.resolve()), split], not (run / "log.txt").exists()
     with open(run / "log.txt", "a") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     running[process] = run, time.time()
-    note(args, "started", run, settings=json.loads((run / "arm.json").read_text())["settings"])
+    note(args, "started", run, anew=anew, settings=json.loads((run / "arm.json").read_text())["settings"])
     plan.console.print(f"{run} ...", markup=False)
 
 
@@ -252,12 +252,13 @@ def difference(claim, compare, finished):
 
 
 def seconds_taken(lines, name):
-    """Counter {claim/arm-seed: seconds} of a claim. One that was stopped adds its parts; begun again with other settings, it counts anew."""
+    """Counter {claim/arm-seed: seconds} of a claim. One that was stopped adds its parts; begun again from nothing or with other settings, it counts
+    anew."""
     seconds, settings = Counter(), {}
     for line in lines:
         run = line["run"]
         if run.startswith(f"{name}/"):
-            if settings.get(run) != line.get("settings", settings.get(run)):
+            if line.get("anew") or settings.get(run) != line.get("settings", settings.get(run)):
                 settings[run], seconds[run] = line["settings"], 0
             seconds[run] += line.get("seconds", 0)
     return seconds

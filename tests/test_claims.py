@@ -258,6 +258,8 @@ def test_minutes_are_those_of_the_last_settings():
     lines = [event("a/x-0", steps=1), event("a/x-0", 100), event("ab/x-0", steps=1), event("ab/x-0", 7),
              event("a/x-0", steps=2), event("a/x-0", 30), event("a/x-0", steps=2), event("a/x-0", 12)]
     assert claims.seconds_taken(lines, "a") == {"a/x-0": 42}
+    again = [*lines, event("a/x-0", steps=2) | {"anew": True}, event("a/x-0", 20)]
+    assert claims.seconds_taken(again, "a") == {"a/x-0": 20}, "an arm whose folder was deleted begins again"
 
 
 def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, tokenizer, monkeypatch, capsys):
