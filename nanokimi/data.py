@@ -33,7 +33,7 @@ PRETRAIN = {
     "scene": 0.115, "counting": 0.11, "naming": 0.03, "ocr": 0.015,                                   # pictures with questions
     "scene_text": 0.105, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
     "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
-    "interleaved": 0.04,                                                                             # text behind a picture
+    "interleaved": 0.035,                                                                            # text behind a picture
 }
 TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
                                           "wiki", "recall")}
@@ -97,9 +97,12 @@ def question_prompt(problem, cue="answer"):
 
 
 def question_parts(problem, think):
-    """A question with its answer, and the chain of thought or the program before it. The line's end is learned: it is where to stop."""
+    """A question with its answer, and the chain of thought or the program before it. The line's end is learned: it is where to stop.
+
+    A program is written as JSON, as a tool call will hold it: in other tokens than those of plain lines ("\\n" is two letters there)."""
     if problem.code:
-        return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\npython: {problem.code}\nanswer: {problem.answer}\n")]
+        program = json.dumps({"code": problem.code}, ensure_ascii=False)
+        return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\npython: {program}\nanswer: {problem.answer}\n")]
     if think and problem.reasoning:
         return [question_prompt(problem, "reasoning"), Learn(f" {problem.reasoning}\nanswer: {problem.answer}\n")]
     return [question_prompt(problem), Learn(f" {problem.answer}\n")]

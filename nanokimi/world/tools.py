@@ -100,7 +100,7 @@ MAZE = """w, h, p = {w}, {h}, img.pixels()
 free = {{x + 99 * y for x in range(w) for y in range(h) if sum(p[64 * w * y + 8 * x]) > 300}}
 at, n = {{0}}, 0
 while w + 99 * h - 100 not in at:
-    free, n = free - at, n + 1
+    n, free = n + 1, free - at
     at = {{i + j for i in at for j in (1, -1, 99, -99)}} & free
 print(n)"""
 
