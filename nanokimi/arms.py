@@ -57,7 +57,7 @@ class Settings:
     sft_steps: int = 0              # of the cold start
     sft_tokens: int = 0             # a step, where arms must read equally much; 0: a number of documents, as train.py
     pictures: float = 0.0           # share of the cold start's chats that are about pictures
-    eyes: float = 0.0               # share that are about pictures of tool problems, answered without the tool; asked so afterwards, too
+    eyes: float = 0.0               # share about pictures of tool problems, answered without the tool; over 0: the arm is asked so, too
     start: str = ""                 # where it begins if steps is 0: "" = the base run, else CLAIM/ARM whose cold start it takes
     rl: dict = field(default_factory=dict)                               # options of rl.py; {} = no RL
 

@@ -38,7 +38,8 @@ OPERATORS = {"matrix products": "mm bmm baddbmm addmm addmv dot", "casts, copies
              "norms": "layer_norm native_layer_norm linalg_vector_norm normalise norm", "gathering, sorting": "index_select index index_copy_ "
              "index_add_ index_put_ gather scatter_ sort topk bincount embedding embedding_dense nonzero masked_fill_ masked_select where",
              "position tables": "upsample_bicubic2d",
-             "sums, products and the like": "mul mul_ add add_ sub div neg sum mean rsqrt sqrt pow maximum amax max clamp minimum lerp_ addcmul_ addcdiv_ sin cos eq ge gt lt"}
+             "sums, products and the like": "mul mul_ add add_ sub div neg sum mean rsqrt sqrt pow maximum amax max clamp minimum lerp_ addcmul_ "
+             "addcdiv_ sin cos eq ge gt lt"}
 OPTIMIZER = "MuonClip, QK-Clip, balancing"
 
 
@@ -289,7 +290,8 @@ def data_cost(model, tokenizer, preset):
 
 
 def one_process(model, tokenizer, preset):
-    """(a step function of one of train.py's two processes, a list of its batches): half of a step on one thread, as it really runs."""
+    """(a step function of one of train.py's two processes, a list of its batches): half of a step on one thread, in its
+    precision; but the whole optimizer, whose work two processes share."""
     trained, half = copy.deepcopy(model).train(), plan.faster_precision() == "bf16-mixed"
     choose_kernel(trained, "cpu")
     optimizer = MuonClip(trained.named_parameters(), lr=1e-4)
@@ -430,8 +432,8 @@ Written by `python -m nanokimi.bench`: half of a nano pre-training step (one of 
 commit {commit}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
 the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.0f} % of the time is useful arithmetic at full speed**.
 
-By part of the model. Each of the two processes runs the whole optimizer on half of the data, so that its share is larger here than
-`optimizer_share`, which is that of one process with all of the data:
+By part of the model. This is one process without the other: it orthogonalises all matrices for half of the data. In a training the two
+share that work (`nanokimi/muon.py`), so that the optimizer's part is smaller there; `optimizer_share` is one process with all of the data:
 
 {parts}
 

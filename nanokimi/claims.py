@@ -252,8 +252,8 @@ def difference(claim, compare, finished):
 
 
 def seconds_taken(lines, name):
-    """Counter {claim/arm-seed: seconds} of a claim. One that was stopped adds its parts; begun again from nothing or with other settings, it counts
-    anew."""
+    """Counter {claim/arm-seed: seconds} of a claim. One that was stopped adds its parts; one begun again, from nothing or with other
+    settings, counts anew."""
     seconds, settings = Counter(), {}
     for line in lines:
         run = line["run"]
@@ -292,8 +292,9 @@ million times larger: a claim that does not show here is not refuted, and one th
 seeds and problems (`claims.interval`: crossed random effects, Student's t). Differences of rows that `results/nano.json`, `rl.json` and
 `long2short.json` keep without their answers count as unpaired, which is wider. What would reproduce a claim was written down before the
 arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**: some do; **not at this scale**:
-none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that would decide it. Without an interval there is no yes. With one seed an interval knows
-nothing of luck between runs. Settings are those of `nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run.
+none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that would decide it. Without an
+interval there is no yes. With one seed an interval knows nothing of luck between runs. Settings are those of `nanokimi/arms.py` and
+options of `rl.py`; steps 0: begins from a finished run.
 """
 
 

@@ -63,7 +63,7 @@ class Known:
 @dataclass(frozen=True)
 class Claim:
     """One row of docs/CLAIMS.md. shared: settings of all its arms; arms: what each changes; rates: learning rates, one of which is chosen
-    for every arm on val with seed 0; minutes: of an arm and seed on two cores, as estimated."""
+    for every arm on val with seed 0; minutes: of one core for an arm and seed, as estimated."""
     name: str
     says: str
     source: str
@@ -200,9 +200,9 @@ CLAIMS = [
           compares=(Compare("what RL trains, in chat", "flywheel", "plain", "> 0"),), minutes=5),
     Claim("tools", "Python sees what the eye does not", "K2.5 2.2",
           "pictures are handled by code: crop, binarise, count, measure (no comparison with the eye printed)",
-          "pictures that only their pixels can answer: a cold start that calls Python, on text alone, against one with half of its tokens "
-          "on such pictures, questions and answers, whose encoder learns, too, asked without Python. rl.json: one model after RL, asked both "
-          "ways; by eye is a floor there, as nobody taught it to do without",
+          "pictures that only their pixels can answer: a cold start that calls Python, on text alone, against one half of whose "
+          "chats are about such pictures, with their answers, and whose encoder learns, too, asked without Python; equally many tokens. "
+          "rl.json: one model after RL, asked both ways; by eye is a floor there, as nobody taught it to do without",
           shared={"steps": 0, "sft_steps": 150, "sft_tokens": 4800}, arms={"Python": {}, "eyes": {"eyes": 0.5}},
           compares=(Compare("pictures that only their pixels answer", "Python", "eyes", "> 0"),),
           known=(Known("rl", "rl_tool_solved", "rl_tool_by_eye"),), minutes=4),

@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,11 +168,15 @@ def test_text_and_text_and_picture_chats_are_equally_many_tokens(tokenizer):
     assert made["both"][1]["image_tokens"] > 0.05 * 4800
 
 
-def test_the_eye_is_taught_on_half_of_the_tokens_and_asked_without_the_tool(tokenizer, tmp_path, monkeypatch):
+def test_the_eye_is_taught_in_half_of_the_chats_and_asked_without_the_tool(tokenizer, tmp_path, monkeypatch):
     by_arm = settings_by_arm(ledger.BY_NAME["tools"])
-    made = {arm: batches_of(tokenizer, s, "sft", 4, length=384)[1] for arm, s in by_arm.items()}
-    assert made["Python"][1]["image_tokens"] == 0 < made["eyes"][1]["image_tokens"]
-    doc = arms.eye_chat(tokenizer, VISION, np.random.default_rng(0))
+    shown, ask = [], arms.eye_chat
+    monkeypatch.setattr(arms, "eye_chat", lambda *args: shown.append(ask(*args)) or shown[-1])
+    chats = {arm: batches_of(tokenizer, s, "sft", 4, length=384).chats(np.random.default_rng(0), 20000) for arm, s in by_arm.items()}
+    shares = {arm: np.mean([kind == "picture" for kind, _ in drawn]) for arm, drawn in chats.items()}
+    assert shares["Python"] == 0 and abs(shares["eyes"] - 0.5) < 0.12
+    assert [doc for kind, doc in chats["eyes"] if kind == "picture"] == shown, "chats about other pictures teach nothing about these"
+    doc = shown[0]
     text = tokenizer.decode([i for i, learned in zip(doc.ids, doc.mask) if learned])
     assert len(doc.clips) == 1 and "the result is" in text and "tool_call" not in text
     asked = []
@@ -253,6 +258,16 @@ def test_an_arm_killed_and_continued_equals_uninterrupted(tmp_path, tokenizer, m
     assert values == arms.measure(tmp_path / "whole", Settings(**note["settings"]), note["wanted"], "val", 3)
 
 
+@pytest.mark.parametrize("changes, learns", [({}, False), ({"pictures": 0.5}, True), ({"eyes": 0.5}, True)], ids=["text", "pictures", "eyes"])
+def test_the_encoder_learns_in_a_cold_start_that_shows_pictures(tmp_path, tokenizer, monkeypatch, changes, learns):
+    monkeypatch.setattr(train.evaluate, "quick_documents", lambda *_: [])
+    note = micro_note(steps=2, sft_steps=2, sft_tokens=1500, **changes)
+    tokenizer.save(tmp_path / "tokenizer")
+    arms.run_arm(tmp_path, note)
+    before, after = (load_file(tmp_path / stage / "model.safetensors") for stage in ("pretrain", "sft"))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("vision.")) == learns
+
+
 def test_minutes_are_those_of_the_last_settings():
     event = lambda run, seconds=None, **more: {"run": run} | ({"settings": more} if seconds is None else {"seconds": seconds})
     lines = [event("a/x-0", steps=1), event("a/x-0", 100), event("ab/x-0", steps=1), event("ab/x-0", 7),
@@ -260,6 +275,17 @@ def test_minutes_are_those_of_the_last_settings():
     assert claims.seconds_taken(lines, "a") == {"a/x-0": 42}
     again = [*lines, event("a/x-0", steps=2) | {"anew": True}, event("a/x-0", 20)]
     assert claims.seconds_taken(again, "a") == {"a/x-0": 20}, "an arm whose folder was deleted begins again"
+
+
+def test_a_started_arm_is_noted_with_whether_it_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims.subprocess, "Popen", lambda *_, **__: object())
+    monkeypatch.setattr(claims.plan, "commit", lambda: "abc")
+    args = SimpleNamespace(root=tmp_path, out=tmp_path / "claims.json")
+    (run := tmp_path / "a" / "x-0").mkdir(parents=True)
+    (run / "arm.json").write_text('{"settings": {}}')
+    for _ in range(2):
+        claims.begin(args, {}, run, "test")
+    assert [line["anew"] for line in checkpoint.read_rows(tmp_path / "claims_runs.jsonl")] == [True, False]
 
 
 def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, tokenizer, monkeypatch, capsys):
