@@ -192,7 +192,7 @@ def compile_layers(model):
         layer.compile(dynamic=True)
 
 
-def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, timed=10):
+def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, timed=40):
     """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes."""
     trial = copy.deepcopy(model).to(fabric.device).train()
     if settings["compile"]:
