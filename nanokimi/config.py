@@ -80,7 +80,7 @@ class Preset:
     qk_clip: float = 30.0           # tau; K2: 100, its small ablation: 30
     balance_rate: float = 1e-3      # of the selection bias, DS3; 0 while the rate decays
     clip_grad: float = 1.0
-    pretrain_share: float = 0.80    # of the minutes; the rest is the tokenizer, the cold start and the evaluation
+    pretrain_share: float = 0.86    # of the minutes; the rest is the tokenizer, the cold start and the evaluation
     sft_steps: int = 500
     sft_documents: int = 40
     sft_length: int = 384           # a chat with a tool call is longer than a document

@@ -209,7 +209,7 @@ def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, tim
             loss.backward()
         optimizer.step(), optimizer.zero_grad(), qk_clip(trial, 1e9), trial.language.update_bias(0.0)
     per_step = fabric.all_reduce(torch.tensor((time.perf_counter() - start) / timed), reduce_op="mean").item()
-    per_step *= 1.05                                                     # left out here: exchange, val, checkpoints (ours; 2 to 12 % seen)
+    per_step *= 1.05                                                     # left out here: exchange, val, checkpoints (ours)
     seconds = 60 * settings["minutes"] * preset.pretrain_share - 10
     settings |= {"steps": max(preset.warmup + 10, int(seconds / per_step)), "measured_step_seconds": per_step}
     if fabric.is_global_zero:
