@@ -81,13 +81,10 @@ def interleaved_problems(rng):
     share are ours). Without them whatever follows a picture is about it, and after the cold start a tool call ends in what it shows. Many of
     the pictures are mazes, specks and the like, which look like a fish to a model that never saw one, but never before a question about
     such a picture: no stage before RL has those. No flags, as a flag beside its capital would be a x b."""
-    kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.25, 0.55, 0.08, 0.06, 0.06]))
+    kind = str(rng.choice(["arithmetic", "tool", "capital", "category", "ocr_text"], p=[0.35, 0.35, 0.1, 0.1, 0.1]))
     problems = make_problems(kind, rng)
-    about_one, large = any("img" in problem.meta for problem in problems), rng.random() < 0.6
-    if large and not about_one:
-        picture = tools.picture(rng, "train")
-    else:
-        picture = sample_scene(rng, "train", sides=tools.SIDES if large else (32, 96)).picture(rng)
+    about_one = any("img" in problem.meta for problem in problems)
+    picture = sample_scene(rng, "train").picture(rng) if about_one or rng.random() < 0.5 else tools.picture(rng, "train")
     return [replace(problem, context=(picture, *problem.context)) for problem in problems]
 
 

@@ -240,3 +240,15 @@ def test_a_picture_behind_another_question_is_never_what_it_is_about():
     large = [max(p.context[0].pixels.shape) > 96 for p in problems]
     assert 0.25 < np.mean(large) < 0.6 and all(p.modality == "text" for p in problems)
     assert not any(big and "img" in p.meta for big, p in zip(large, problems)) and any("img" in p.meta for p in problems)
+
+
+def test_a_program_is_the_same_tokens_in_a_document_and_in_a_call(tokenizer):
+    """Else what pre-training teaches about programs behind pictures is of no use to the cold start."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        problem, = data.make_problems("tool", rng)
+        chat = tokenizer.render_chat(*data.chat_messages(problem, rng)[:1], thinking=True).ids
+        call = chat[chat.index(tokenizer.call_argument) + 1:chat.index(tokenizer.call_end)]
+        written = tokenizer.render_document(data.question_parts(problem, True)).ids
+        inner = call[2:-1]                                               # the brackets' tokens also hold what is beside them
+        assert any(written[i:i + len(inner)] == inner for i in range(len(written)))

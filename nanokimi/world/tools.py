@@ -30,9 +30,6 @@ def large(rng):
     return int(rng.integers(192, 257))
 
 
-SIDES = (192, 256)              # of these pictures, in pixels: more than the encoder's media tokens can say
-
-
 def twin_context(posed, rng):
     """What a twin says about the picture: what it shows, its size, or nothing where the question holds the places to look at."""
     height, width, _ = posed.pixels.shape
@@ -45,7 +42,7 @@ def twin_context(posed, rng):
 
 def pose_pixels(rng, split):
     """The values at one place, or how many dark pixels a box holds."""
-    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=SIDES)
+    scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
     pixels = scene.picture(rng).pixels
     x, y = int(rng.integers(0, scene.width - 1)), int(rng.integers(0, scene.height - 1))
     if rng.random() < 0.5:
