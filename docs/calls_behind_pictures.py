@@ -2,9 +2,9 @@
 
     python docs/calls_behind_pictures.py RUN... [--stage sft] [--number 60]
 
-The tool problems of the val exam with their true thought and call, teacher-forced. The cold start showed no picture at all: without one it is
-right, and the larger what stands before it, the likelier a call is to end in what the picture seems to show. Below each line, where most
-calls first went wrong: what was due, and what came instead.
+The tool problems of the val exam with their true thought and call, teacher-forced. The cold start showed no picture at all; a call may end in
+what the picture seems to show, the larger it is the likelier. Below each line, where most calls first went wrong: what was due, and what
+came instead. Before them, how long the embeddings of chat's tokens are after pre-training, which never shows them.
 """
 import argparse
 import sys
@@ -17,7 +17,7 @@ import torch
 from PIL import Image as Pillow
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from nanokimi import data                                                # noqa: E402
+from nanokimi import data, plan                                          # noqa: E402
 from nanokimi.model import load                                          # noqa: E402
 from nanokimi.rollout import question_content                            # noqa: E402
 from nanokimi.tokenizer import Tokenizer                                 # noqa: E402
@@ -39,14 +39,13 @@ SHOWN = {"no picture": None, "the picture at an eighth": lambda x: smaller(x, 1 
 def true_call(tokenizer, vision, problem, change):
     """(Rendered, media tokens): the chat up to the end of the call, the picture changed or left out."""
     context = () if change is None else (Image(change(problem.context[0].pixels)),)
-    user = {"role": "user", "content": question_content(replace(problem, context=context), vision) if context else problem.question}
-    call = {"role": "assistant", "thinking": f" {problem.reasoning}", "content": "",
-            "tool_calls": [{"name": "python", "arguments": {"code": problem.code}}]}
+    (user, call, *_), _ = data.chat_messages(replace(problem, context=()), np.random.default_rng(0))
+    if context:
+        user = user | {"content": question_content(replace(problem, context=context), vision)}
     doc = tokenizer.render_chat([user, call], tools=[data.PYTHON_TOOL], thinking=True)
     return doc, doc.ids.count(tokenizer.media_pad)
 
 
-@torch.inference_mode()
 def first_mistake(model, tokenizer, doc):
     """(token that was due, token that came instead) of the first one that is not the first choice; None if all are."""
     batch = data.to_batch([[doc]], len(doc.ids), tokenizer.pad, tokenizer.patch)
@@ -57,6 +56,13 @@ def first_mistake(model, tokenizer, doc):
     return tuple(tokenizer.decode([int(x[wrong[0]])]) for x in (targets[where], best)) if len(wrong) else None
 
 
+def embedding_lengths(run, tokenizer):
+    """Median norms after pre-training: (of the tokens of chat, of all)."""
+    norms = load(run / "pretrain").language.embed.weight.norm(dim=1)     # (V,)
+    return norms[tokenizer.chat_ids].median().item(), norms.median().item()
+
+
+@torch.inference_mode()
 def main():
     """Prints a table a run."""
     parser = argparse.ArgumentParser(description="True tool calls behind pictures of several sizes.")
@@ -64,10 +70,12 @@ def main():
     parser.add_argument("--stage", default="sft")
     parser.add_argument("--number", type=int, default=60, help="problems a line")
     args = parser.parse_args()
+    torch.set_num_threads(plan.cores())
     problems = exam.exam("tool_picture", "val", args.number)
     for run in args.runs:
         model = load(run / args.stage)
         tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
+        print("{}: embeddings of chat's tokens {:.2f}, of all {:.2f}".format(run, *embedding_lengths(run, tokenizer)))
         for name, change in SHOWN.items():
             docs, media = zip(*(true_call(tokenizer, model.config.vision, problem, change) for problem in problems))
             mistakes = [first_mistake(model, tokenizer, doc) for doc in docs]

@@ -27,8 +27,9 @@ def sums(rng, digits, number):
     return out
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main():
+    """Prints six lines a run."""
+    parser = argparse.ArgumentParser(description="Sums of two numbers, by their digits.")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--stage", default="rl")
     parser.add_argument("--number", type=int, default=60)
@@ -40,3 +41,7 @@ if __name__ == "__main__":
             problems = sums(rng, digits, args.number)
             right = np.mean([content_of(response) == p.answer for p, response in zip(problems, evaluate.ask_chat(engine, problems))])
             print(f"{run}: {digits[0]} and {digits[1]} digits: {right:.2f} of {args.number}")
+
+
+if __name__ == "__main__":
+    main()

@@ -309,15 +309,18 @@ def chat_messages(problem, rng, style=None):
 def distracted(problem, rng):
     """The same problem behind words about other things, from one to a hundred tokens of them. A large picture is as long, and looks like a
     zebra to a model that never saw one: the question must decide all the same, and a call be written to its end (ours)."""
+    return replace(problem, context=(other_words(rng), *problem.context))
+
+
+def other_words(rng):
+    """Things in a row, things that are recalled, or an encyclopedia, about as long as 1 to 29 names, short ones as likely as long ones."""
     number = int(np.exp(rng.uniform(0, np.log(30))))
     names = rng.choice(sorted(pictogram.name for pictogram in content.PICTOGRAMS.values()), number)
     shown = [str(name) if rng.random() < 0.5 else f"{rng.choice(list(draw.COLOURS))} {rng.choice(list(draw.KINDS))}" for name in names]
-    words = rng.choice(3, p=[0.6, 0.2, 0.2])
-    if words == 0:
-        text = f"{', '.join(shown)}."
-    else:
-        text = "".join(recall_document(rng, 0))[:6 * number + 10] if words == 1 else str(wiki_document(rng, 2 * number + 4)[0])
-    return replace(problem, context=(text, *problem.context))
+    kind = rng.choice(["row", "recall", "wiki"], p=[0.6, 0.2, 0.2])
+    if kind == "recall":
+        return "".join(recall_document(rng, 0))[:6 * number + 10]
+    return f"{', '.join(shown)}." if kind == "row" else str(wiki_document(rng, 2 * number + 4)[0])
 
 
 def no_media(out, tokenizer):

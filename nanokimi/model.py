@@ -61,8 +61,8 @@ class NanoKimi(nn.Module):
 
     @torch.no_grad()
     def introduce(self, ids: list[int]) -> None:
-        """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours; structural tokens
-        that it did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind a large picture
+        """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours: K2.5
+        does not say; structural tokens that training did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind a large picture
         attention drowns which token it is, and a tool call ends in what the picture shows."""
         weight = self.language.embed.weight                              # (V, d)
         known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)

@@ -193,7 +193,9 @@ def compile_layers(model):
 
 
 def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, timed=40):
-    """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes."""
+    """Time a few real steps on a throw-away copy of the model; write and return the number of pre-training steps that fit the minutes.
+
+    Not too few: the last steps read batches that were made while others were timed, so that a core is free and they look fast."""
     trial = copy.deepcopy(model).to(fabric.device).train()
     if settings["compile"]:
         compile_layers(trial)

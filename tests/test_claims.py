@@ -266,6 +266,8 @@ def test_the_encoder_learns_in_a_cold_start_that_shows_pictures(tmp_path, tokeni
     arms.run_arm(tmp_path, note)
     before, after = (load_file(tmp_path / stage / "model.safetensors") for stage in ("pretrain", "sft"))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("vision.")) == learns
+    norms = after["language.embed.weight"].norm(dim=1)
+    assert norms[tokenizer.chat_ids].median() > 1.5 * norms.median(), "an arm's cold start begins as train.py's"
 
 
 def test_minutes_are_those_of_the_last_settings():

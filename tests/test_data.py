@@ -242,6 +242,15 @@ def test_a_picture_behind_another_question_is_never_what_it_is_about():
     assert not any(big and "img" in p.meta for big, p in zip(large, problems)) and any("img" in p.meta for p in problems)
 
 
+def test_what_distracts_is_as_short_as_a_word_and_as_long_as_a_large_picture(tokenizer):
+    rng = np.random.default_rng(0)
+    problem, = data.make_problems("tool", rng)
+    told = [data.distracted(problem, rng) for _ in range(200)]
+    assert all(p.context[1:] == problem.context and (p.question, p.code) == (problem.question, problem.code) for p in told)
+    lengths = np.array([len(tokenizer.encode(p.context[0])) for p in told])
+    assert lengths.min() < 5 and lengths.max() > 42 and np.mean(lengths > 42) > 0.1, "a large picture has 42 media tokens"
+
+
 def test_a_program_is_the_same_tokens_in_a_document_and_in_a_call(tokenizer):
     """Else what pre-training teaches about programs behind pictures is of no use to the cold start."""
     rng = np.random.default_rng(0)

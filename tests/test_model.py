@@ -473,7 +473,7 @@ def test_balance_loss_is_the_mean_over_sequences(model):
 
 # ---------------------------------------------------------------------------------------------------------------- files and errors
 
-def test_tokens_that_training_never_showed_get_embeddings_as_long_as_those_that_it_did(model):
+def test_tokens_that_training_never_showed_get_embeddings_longer_than_those_that_it_did(model):
     before, new = model.language.embed.weight.detach().clone(), [5, 9, 61]
     model.language.embed.weight.data[new] = 0.01
     others = {name: p.detach().clone() for name, p in model.named_parameters() if name != "language.embed.weight"}

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanokimi.tokenizer import Tokenizer
+
 ROOT = Path(__file__).parent.parent
 STEPS = 16
 
@@ -178,6 +180,13 @@ def test_the_main_job_ends_with_a_report_card_and_pictures(main_job):
     card = json.loads((run / "report.json").read_text())
     assert card["split"] == "val" and {"caption_f1", "video_acc", "zv_acc", "text_acc", "zv_tool_gap"} <= card["rows"].keys()
     assert not (run / "test_reads.jsonl").exists(), "train.py must not read the test split"
+
+
+def test_the_cold_start_begins_with_new_embeddings_for_the_tokens_of_chat(main_job):
+    run, _ = main_job
+    chat = Tokenizer.load(run / "tokenizer", 8).chat_ids
+    before, after = (load_file(run / stage / "model.safetensors")["language.embed.weight"].norm(dim=1) for stage in ("pretrain", "sft"))
+    assert before[chat].median() < before.median() < after[chat].median() / 1.5
 
 
 def test_doing_it_again_does_nothing_again(main_job):
