@@ -1,4 +1,4 @@
-"""Which sums of two numbers a chat model gets right, by their digits: training draws numbers up to 999 evenly, so that short ones are rare.
+"""Which sums of two numbers a chat model gets right, by their digits. Numbers drawn evenly up to 999 have mostly three; so half of training's sums are short.
 
     python docs/sums.py RUN... [--stage rl] [--number 60]
 """

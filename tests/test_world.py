@@ -1,4 +1,6 @@
 """The world: splits hold, answers are right, controls do what they say, the exam is the one that was written down."""
+import re
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,13 @@ def test_column_arithmetic_is_right_and_uses_every_carry():
         assert p.reasoning.endswith(f"so {p.answer}.")
     assert world.add_steps(345, 128) == "5+8+0=13, 4+2+1=07, 3+1+0=04"
     assert world.subtract_steps(473, 77) == "3-7-0=06, 7-7-1=09, 4-0-1=13"
+
+
+def test_half_of_training_sums_are_short_and_none_of_the_exam_is_drawn_so():
+    def short(problems):
+        return np.mean([all(int(n) < 100 for n in re.findall(r"\d+", p.question)) for p in problems])
+    assert 0.1 < short([world.arithmetic_problems(rng(seed), "train")[0] for seed in range(400)]) < 0.4
+    assert short(exam.exam("arithmetic", "test", 200)) < 0.05
 
 
 def test_blind_and_clip_controls():

@@ -364,12 +364,14 @@ def subtract_steps(a, b):
     return ", ".join(steps)
 
 
-def _arithmetic(rng):
-    value = int(rng.integers(0, 1000))
+def _arithmetic(rng, short=False):
+    """short: each number has up to one, two or three digits, equally often; else few are below a hundred."""
+    most = lambda: 10 ** int(rng.integers(1, 4)) if short else 1000
+    value = int(rng.integers(0, most()))
     words, reasoning = [str(value)], []
     for _ in range(int(rng.integers(1, 4))):
         plus = rng.random() < 0.5 if 0 < value < 999 else value == 0
-        other = int(rng.integers(1, 1000 - value)) if plus else int(rng.integers(1, value + 1))
+        other = int(rng.integers(1, min(most(), 1000 - value if plus else value + 1)))
         result = value + other if plus else value - other
         sign, steps = ("+", add_steps(value, other)) if plus else ("-", subtract_steps(value, other))
         reasoning.append(f"{value} {sign} {other}: {steps}, so {result}.")
@@ -379,8 +381,10 @@ def _arithmetic(rng):
 
 
 def arithmetic_problems(rng, split):
-    """Up to three additions and subtractions of numbers up to 999, with every carry written down."""
-    return [in_split(_arithmetic, rng, split)]
+    """Up to three additions and subtractions of numbers up to 999, with every carry written down. In training half of them are short: the
+    exam asks what it always asked, but 12 + 5 is what a person asks first."""
+    short = split == "train" and rng.random() < 0.5
+    return [in_split(lambda rng: _arithmetic(rng, short), rng, split)]
 
 
 def program_of(scene):
