@@ -110,7 +110,8 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
                                     "longctx": (preset.longctx_lr, preset.longctx_steps, preset.longctx_documents, LONGER * preset.length),
                                     "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]
-    optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay)
+    optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay,
+                         ns_dtype=plan.matmul_dtype(settings["precision"]))
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
     steps = steps or plan.set_steps(run, settings, preset, model, tokenizer, fabric, log)
     batches = data.Batches(stage, tokenizer, preset.model.vision, settings["seed"], documents, length, steps, state["step"],

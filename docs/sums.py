@@ -1,4 +1,4 @@
-"""Which sums of two numbers a chat model gets right, by their digits. Numbers drawn evenly up to 999 have mostly three; so half of training's sums are short.
+"""Which sums of two numbers a chat model gets right, by their digits. Numbers drawn evenly have mostly three; so half of the sums in chats are short.
 
     python docs/sums.py RUN... [--stage rl] [--number 60]
 """

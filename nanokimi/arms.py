@@ -170,17 +170,17 @@ def open_stage(folder, s):
     return model.eval()
 
 
-def make_optimizer(model, s, stage, preset):
+def make_optimizer(model, s, stage, preset, precision):
     """The arm's optimizer; the cold start uses the same one."""
     lr = preset.lr if stage == "pretrain" else preset.sft_lr
     if s.optimizer == "muon":
-        return MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay)
+        return MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay, ns_dtype=plan.matmul_dtype(precision))
     return AdamW((p for p in model.parameters() if p.requires_grad), lr, preset.weight_decay)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------------------------
 
-def train_stage(stage, run, s, seed, fabric, log, stop):
+def train_stage(stage, run, s, seed, precision, fabric, log, stop):
     """As train.train_stage, with an arm's data, model and optimizer."""
     if (run / stage / "model.safetensors").exists():
         return
@@ -193,7 +193,7 @@ def train_stage(stage, run, s, seed, fabric, log, stop):
         model.introduce(tokenizer.chat_ids)
     if stage == "sft" and not (s.pictures or s.eyes):
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)
-    optimizer = make_optimizer(model, s, stage, preset)
+    optimizer = make_optimizer(model, s, stage, preset, precision)
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
     steps, documents, length = ((s.steps, s.documents, s.length) if stage == "pretrain" else
                                 (s.sft_steps, preset.sft_documents, preset.sft_length))
@@ -223,9 +223,9 @@ def run_arm(run, note):
     torch.set_flush_denormal(True)
     with plan.interruptible() as stop, plan.Log(run, fabric) as log:
         if s.steps:
-            train_stage("pretrain", run, s, seed, fabric, log, stop)
+            train_stage("pretrain", run, s, seed, note["precision"], fabric, log, stop)
         if s.sft_steps:
-            train_stage("sft", run, s, seed, fabric, log, stop)
+            train_stage("sft", run, s, seed, note["precision"], fabric, log, stop)
     if s.rl:
         reinforce(run, s, seed)
 

@@ -44,7 +44,7 @@ COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
 SFT = {"document": 0.22, "scene_text": 0.21, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
-       "arithmetic": 0.09, "tool": 0.22, "crop": 0.05}
+       "chat_arithmetic": 0.09, "tool": 0.22, "crop": 0.05}
 # Long context: one document in five is long, which is half of the tokens; the others are pre-training's, so that nothing is forgotten.
 # Ours: K2 tells its tokens (400B short, then 60B long), not its mixture; Kimi-VL took a quarter long and three quarters replay.
 LONGCTX = {"document": 0.80, "haystack": 0.08, "pages": 0.03, "gallery": 0.03, "film": 0.06}
@@ -64,7 +64,8 @@ def prepared(part, vision):
 
 PROBLEMS = {"scene": world.scene_problems, "counting": world.counting_problems, "clip": world.clip_problems, "naming": world.naming_problems,
             "ocr": world.ocr_problems, "category": world.category_problems, "capital": world.capital_problems,
-            "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems, "tool": tools.tool_problems,
+            "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems,
+            "chat_arithmetic": world.chat_arithmetic_problems, "tool": tools.tool_problems,
             "program": world.program_problems, "placed": world.placed_problems,
             "scene_text": partial(world.scene_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
             "interleaved": lambda rng, _: interleaved_problems(rng), "crop": lambda rng, _: tools.crop_problems(rng)}

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.optim.adamw import adamw
 
+from .kernels import faster_dtype
+
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # ML#2: quintic with the steepest slope at 0
 ADAMW_TABLES = ("language.embed.weight", "language.head.weight", "vision.embed.pos")    # they look like matrices but are not
 CHUNK = 2 ** 17                                # ours: elements per Newton-Schulz batch; its temporaries fit the cache (1.5x faster on CPU)
@@ -101,11 +103,11 @@ class MuonClip(torch.optim.Optimizer):
     """Muon + AdamW over `model.named_parameters()`, split by `matrices`. QK-Clip is the function below, called after step().
 
     lr, weight_decay: shared by both (ML#2), decay decoupled and with the unscaled lr, on norm gains too (ML App. D).
-    ns_dtype: bfloat16 as Moonlight; float32 only for machines whose bf16 matmuls are emulated.
+    ns_dtype: of Newton-Schulz; None = bfloat16 (Moonlight) where this machine multiplies it faster, else float32.
     Parameters without a gradient (the encoder in a text-only step) are left alone, decay included.
     update_rms (0-d tensor): RMS of the last Muon update before lr; 0.16 to 0.19 is healthy, far less means rank-deficient momentum.
     """
-    def __init__(self, named_parameters, lr, weight_decay=0.1, momentum=0.95, betas=(0.9, 0.95), eps=1e-8, ns_dtype=torch.bfloat16):
+    def __init__(self, named_parameters, lr, weight_decay=0.1, momentum=0.95, betas=(0.9, 0.95), eps=1e-8, ns_dtype=None):
         named = [(name, p) for name, p in named_parameters if p.requires_grad]
         muon = [(p, stack) for name, p in named if (stack := matrices(name, p.shape))]
         rest = [p for name, p in named if not matrices(name, p.shape)]
@@ -113,7 +115,7 @@ class MuonClip(torch.optim.Optimizer):
         shared = dict(lr=lr, base_lr=lr, weight_decay=weight_decay)
         super().__init__([dict(params=[p for p, _ in muon], kind="muon", momentum=momentum, stacks=[s for _, s in muon], **shared),
                           dict(params=rest, kind="adamw", betas=betas, eps=eps, fused=True, **shared)], defaults={})
-        self.ns_dtype, self.update_rms = ns_dtype, torch.tensor(0.0)
+        self.ns_dtype, self.update_rms = ns_dtype or faster_dtype(), torch.tensor(0.0)
 
     def set_schedule(self, factor):
         """lr of every group = its base lr times factor."""

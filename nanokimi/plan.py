@@ -24,6 +24,7 @@ from . import checkpoint, data
 from .checkpoint import read_json, write_json
 from .config import PRESETS
 from .errors import BadInput
+from .kernels import faster_dtype
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
@@ -171,18 +172,14 @@ def share_statistics(fabric, model):
 
 
 def faster_precision():
-    """bf16-mixed where a bf16 matmul beats fp32 by 1.5x (AMX, AVX512-BF16, a GPU), else 32-true; timed for a fraction of a second."""
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2048, 256, dtype=dtype), torch.randn(256, 512, dtype=dtype)
-        a @ b
-        start = time.perf_counter()
-        for _ in range(20):
-            a @ b
-        seconds[dtype] = time.perf_counter() - start
-    return "bf16-mixed" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "32-true"
+    """The precision that trains faster here."""
+    return "bf16-mixed" if faster_dtype() == torch.bfloat16 else "32-true"
+
+
+def matmul_dtype(precision):
+    """What Newton-Schulz multiplies in: the dtype that the run's other matmuls have, so that it is the same in every process and after a
+    resume."""
+    return {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
 
 
 def compile_layers(model):
@@ -199,7 +196,7 @@ def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, tim
     trial = copy.deepcopy(model).to(fabric.device).train()
     if settings["compile"]:
         compile_layers(trial)
-    optimizer = MuonClip(trial.named_parameters(), lr=1e-4)
+    optimizer = MuonClip(trial.named_parameters(), lr=1e-4, ns_dtype=matmul_dtype(settings["precision"]))
     batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length,
                            2 * (warm + timed), warm + timed, fabric.global_rank, fabric.world_size)  # mid-run, where clips are at full size
     for i, (shards, _) in enumerate(data.stream(batches)):

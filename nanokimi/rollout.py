@@ -29,7 +29,7 @@ MAKERS = {                      # (ability, modality) -> problems of the train s
     ("code", "image"): lambda rng: tools.picture_tool_problems(rng, "train"),
     ("video", "video"): lambda rng: CLIPS[rng.integers(len(CLIPS))](rng, "train"),
     ("counting", "text"): lambda rng: world.scene_problems(rng, "train", modality="text"),
-    ("reasoning", "text"): lambda rng: [lambda: world.arithmetic_problems(rng, "train"),
+    ("reasoning", "text"): lambda rng: [lambda: world.chat_arithmetic_problems(rng, "train"),
                                         lambda: world.scene_problems(rng, "train", modality="text")][rng.integers(2)](),
     ("knowledge", "text"): lambda rng: world.category_problems(rng, "train")[1:],
     ("code", "text"): lambda rng: tools.tool_problems(rng, "train"),

@@ -218,7 +218,7 @@ def test_two_encoders_start_as_one_and_keep_the_order_of_clips(tokenizer):
     for clip, a, b in zip(clips, same.split(tokens), other.split(tokens)):
         assert torch.allclose(a, b, atol=1e-5) == (len(clip.frames) == 1)
     assert all(torch.equal(p, dict(two.named_parameters())[name]) for name, p in one.named_parameters())
-    optimizer = arms.make_optimizer(two, Settings(preset="micro"), "pretrain", PRESETS["micro"])
+    optimizer = arms.make_optimizer(two, Settings(preset="micro"), "pretrain", PRESETS["micro"], "32-true")
     names = {id(p): name for name, p in two.named_parameters()}
     assert {"vision.embed.pos", "vision.clip_vision.embed.pos"} <= {names[id(p)] for p in optimizer.param_groups[1]["params"]}
 

@@ -50,7 +50,7 @@ def test_computed_equals_measured(size, half, attention):
 
     torch.manual_seed(0)
     weights, _, model = allocated(lambda: memory.shell(preset, tokenizer.media_pad, attention=attention).train())
-    optimizer = MuonClip(model.named_parameters(), lr=1e-4)
+    optimizer = MuonClip(model.named_parameters(), lr=1e-4, ns_dtype=torch.bfloat16)
 
     def forward_and_backward():
         with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -115,11 +115,14 @@ def test_column_arithmetic_is_right_and_uses_every_carry():
     assert world.subtract_steps(473, 77) == "3-7-0=06, 7-7-1=09, 4-0-1=13"
 
 
-def test_half_of_training_sums_are_short_and_none_of_the_exam_is_drawn_so():
+def test_half_of_the_sums_in_chat_are_short_and_those_of_the_exam_are_not():
     def short(problems):
         return np.mean([all(int(n) < 100 for n in re.findall(r"\d+", p.question)) for p in problems])
-    assert 0.1 < short([world.arithmetic_problems(rng(seed), "train")[0] for seed in range(400)]) < 0.4
+    asked = [world.chat_arithmetic_problems(rng(seed), "train")[0] for seed in range(400)]
+    assert 0.1 < short(asked) < 0.4
     assert short(exam.exam("arithmetic", "test", 200)) < 0.05
+    assert all(str(eval(p.question.removeprefix("what is ").removesuffix("?"))) == p.answer for p in asked)
+    assert all(0 <= int(n) < 1000 for p in asked for n in re.findall(r"\d+", p.question + p.answer))
 
 
 def test_blind_and_clip_controls():

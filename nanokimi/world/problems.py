@@ -381,10 +381,13 @@ def _arithmetic(rng, short=False):
 
 
 def arithmetic_problems(rng, split):
-    """Up to three additions and subtractions of numbers up to 999, with every carry written down. In training half of them are short: the
-    exam asks what it always asked, but 12 + 5 is what a person asks first."""
-    short = split == "train" and rng.random() < 0.5
-    return [in_split(lambda rng: _arithmetic(rng, short), rng, split)]
+    """Up to three additions and subtractions of numbers up to 999, with every carry written down."""
+    return [in_split(_arithmetic, rng, split)]
+
+
+def chat_arithmetic_problems(rng, split):
+    """The same, half of them short: 12 + 5 is what a person asks first, and of numbers drawn evenly nine in ten have three digits."""
+    return [in_split(lambda rng: _arithmetic(rng, short=rng.random() < 0.5), rng, split)]
 
 
 def program_of(scene):
