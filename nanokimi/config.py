@@ -80,7 +80,7 @@ class Preset:
     qk_clip: float = 30.0           # tau; K2: 100, its small ablation: 30
     balance_rate: float = 1e-3      # of the selection bias, DS3; 0 while the rate decays
     clip_grad: float = 1.0
-    pretrain_share: float = 0.86    # of the minutes; the rest is the tokenizer, the cold start and the evaluation
+    train_share: float = 0.97       # of the minutes for both stages; the rest is the tokenizer and the evaluation
     sft_steps: int = 500
     sft_documents: int = 40
     sft_length: int = 384           # a chat with a tool call is longer than a document
@@ -95,7 +95,7 @@ PRESETS = {
     "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
-                    minutes=1, pretrain_share=0.55, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6,
+                    minutes=1, train_share=0.6, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6,
                     longctx_documents=24),
     "nano": Preset(ModelConfig(VisionConfig(), LanguageConfig(vocab=1536)), minutes=20, documents=48, length=192),     # small logits
     # Ours, chosen with python -m nanokimi.memory and tried for 200 steps on a CPU only. K2's proportions: kv_lora = 4 nope, q_lora = 6 nope
