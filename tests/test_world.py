@@ -122,6 +122,7 @@ def test_half_of_the_sums_in_chat_are_short_and_those_of_the_exam_are_not():
     assert 0.1 < short(asked) < 0.4
     assert short(exam.exam("arithmetic", "test", 200)) < 0.05
     assert all(str(eval(p.question.removeprefix("what is ").removesuffix("?"))) == p.answer for p in asked)
+    assert any("008" in p.reasoning for p in asked) and all(re.match(r"\d{3} [+-] \d{3}: ", p.reasoning) for p in asked)
     assert all(0 <= int(n) < 1000 for p in asked for n in re.findall(r"\d+", p.question + p.answer))
 
 

@@ -374,7 +374,7 @@ def _arithmetic(rng, short=False):
         other = int(rng.integers(1, min(most(), 1000 - value if plus else value + 1)))
         result = value + other if plus else value - other
         sign, steps = ("+", add_steps(value, other)) if plus else ("-", subtract_steps(value, other))
-        reasoning.append(f"{value} {sign} {other}: {steps}, so {result}.")
+        reasoning.append(f"{value:03d} {sign} {other:03d}: {steps}, so {result}.")    # zeros: every column's digits stand equally far away
         words += [sign, str(other)]
         value = result
     return Problem("reasoning", "text", (), f"what is {' '.join(words)}?", str(value), " ".join(reasoning))
