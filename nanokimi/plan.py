@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -140,6 +138,8 @@ def default_devices(threads):
 
 def make_fabric(settings):
     """Fabric for the run's devices; processes share the threads."""
+    from lightning.fabric import Fabric                                  # here, as it takes seconds and only training needs it
+    from lightning.fabric.strategies import DDPStrategy
     devices = settings["devices"]
     if data.SHARDS % devices:
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
