@@ -74,5 +74,5 @@ def test_notebook_runs(path, run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1"), monkeypatch.setenv("NANOKIMI_RUN", str(run)), monkeypatch.setenv("NANOKIMI_PROBLEMS", "4")
     notebook = nbformat.read(path, as_version=4)
     stored = [kinds(cell) for cell in code_cells(notebook)]
-    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()     # raises at a cell's error
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()     # raises at a cell's error
     assert [kinds(cell) for cell in code_cells(notebook)] == stored, "the stored outputs are stale: run the notebook and save it"
