@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
 def faster_dtype() -> torch.dtype:
     """bfloat16 where its matmuls beat fp32's by 1.5x (AMX, AVX512-BF16, a GPU), else float32; timed once a process, for a moment.
 
-    Where a processor does not know bfloat16 (most laptops), its matmuls are emulated and twenty times slower."""
+    Where a processor does not know bfloat16 (AVX2 only, as in many laptops), its matmuls are emulated and twenty times slower."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     seconds = {}

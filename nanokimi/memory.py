@@ -217,7 +217,7 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
     with dry_run() as ledger:                                            # forward only: can be a GPU that is not there
         model = shell(preset, pad, "cuda")
         weights, engine = ledger.live, Engine(model, tokenizer, "cuda")
-        optimizer = MuonClip(model.named_parameters(), lr=1e-4, ns_dtype=torch.bfloat16)          # waits, with its states, while responses are sampled
+        optimizer = MuonClip(model.named_parameters(), lr=1e-4, ns_dtype=torch.bfloat16)    # waits, with its states, while responses are sampled
         states(optimizer)
         groups = [rollout.start(engine, item, K, rollout.MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
         contexts = [talk.context() for group in groups for talk in group.talks]

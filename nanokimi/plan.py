@@ -217,7 +217,7 @@ def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, tim
         write_json(run / "run.json", settings)
     log.say(f"{1000 * per_step:.0f} ms a step: {settings['steps']} pre-training steps for {settings['minutes']:g} minutes in all")
     if settings["precision"] == "32-true" and fabric.device.type == "cpu":
-        log.say("this processor has no fast bf16, so that fewer steps fit than in README.md's runs: more --minutes (and another --run) learn more")
+        log.say("fp32 steps take longer than the bf16 ones of README.md's runs, so that fewer fit: more --minutes (and another --run) learn more")
     return settings["steps"]
 
 

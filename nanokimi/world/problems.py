@@ -386,7 +386,7 @@ def arithmetic_problems(rng, split):
 
 
 def chat_arithmetic_problems(rng, split):
-    """The same, half of them short: 12 + 5 is what a person asks first, and of numbers drawn evenly nine in ten have three digits."""
+    """The same, half of them short: 12 + 5 is what a person asks first, and numbers drawn evenly mostly have three digits."""
     return [in_split(lambda rng: _arithmetic(rng, short=rng.random() < 0.5), rng, split)]
 
 
