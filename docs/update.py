@@ -1,6 +1,6 @@
-"""Refresh what README.md shows from results/*.json: the tables between its markers, the same in README.zh.md, and the picture of the stack.
+"""Refresh what is shown of results/*.json: the tables between README.md's markers, the same in README.zh.md, docs/RESULTS.md, and figures.
 
-    python docs/update.py                 tables and the stack
+    python docs/update.py                 tables and the picture of the stack
     python docs/update.py runs/s0         also the figures of that run
 """
 import json
@@ -14,32 +14,69 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def results_table(path):
-    """A results file as a Markdown table with its provenance underneath."""
-    if not path.exists():
-        return f"*(no results/{path.name} yet)*"
-    content = json.loads(path.read_text())
-    lines = [f"| row | mean over {len(content['seeds'])} seed(s) | sd | target | met |", "|---|---|---|---|---|"]
-    order = sorted(content["rows"], key=lambda row: not row["target"])
-    for i, row in enumerate(order):
-        if not row["target"] and order[i - 1]["target"]:
-            lines += ["\n<details><summary>all other rows</summary>\n", "| row | mean | sd | | |", "|---|---|---|---|---|"]
-        sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
-        lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
-    lines.append("\n</details>")
+def provenance(content):
+    """The line under a table: command, seeds, machine, commit."""
     asked = statistics.mode(row["problems"] for row in content["rows"] if row["problems"])           # rows pooled over others have more, or null
     minutes = ", ".join(f"{m:g}" for m in content["minutes"])
-    lines.append(f"\n`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {asked} problems a row, "
-                 f"test split, greedy · {content['machine']} · commit {content['commit']}")
+    return (f"`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {asked} problems a row, "
+            f"test split, greedy · {content['machine']} · commit {content['commit']}")
+
+
+def rows_table(content, wanted):
+    """The rows of a results file that `wanted` takes, with mean, spread and target."""
+    lines = [f"| row | mean over {len(content['seeds'])} seed(s) | sd | target | met |", "|---|---|---|---|---|"]
+    for row in filter(wanted, content["rows"]):
+        sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
+        lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
     return "\n".join(lines)
 
 
-def bands_table(path):
+def targets_table(content):
+    """What README shows: the rows that have a target, and where they come from."""
+    return rows_table(content, lambda row: row["target"]) + "\n\n" + provenance(content)
+
+
+def grid(content, columns, names):
+    """A table of one number a cell: {column: prefix of the row's name} by [row]; nothing where the file has no such row."""
+    mean = {row["name"]: f"{row['mean']:.3f}" for row in content["rows"]}
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(mean.get(form.format(name), "") for form in columns.values()) + " |" for name in names])
+
+
+RL_ROWS = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture", "visual", "visual_blind",
+           "visual_tokens", "arithmetic", "scene_text", "tool_text", "tool_solved", "tool_illusion", "tool_maze")
+
+
+def rl_table(content):
+    """Targets, and every ability before and after."""
+    stages = {"cold start": "sft_{}", "RL": "rl_{}", "shortest": "short_{}"}
+    return f"{grid(content, stages, RL_ROWS)}\n\n{targets_table(content)}"
+
+
+def l2s_table(content):
+    """Targets, and accuracy and tokens of every model."""
+    asked = {name: f"{{}}_{name}" for name in ("acc", "tokens", "arithmetic", "scene_text", "chat_picture", "count", "direction")}
+    models = ("long", "brief", *(f"l2s-{method}" for method in ("merge", "shortest", "dpo", "rl", "toggle", "rigid")))
+    return f"{grid(content, asked, models)}\n\n{targets_table(content)}"
+
+
+RESULTS_HEAD = """# Every row of results/*.json
+
+Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` are those of
+`nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row
+with the pictures of other problems, `*_low` and `*_high` are the ends of a 95 % interval.
+"""
+
+
+def all_rows(contents):
+    """docs/RESULTS.md."""
+    return "\n".join([RESULTS_HEAD, *(f"## {name}\n\n{rows_table(content, bool)}\n\n{provenance(content)}\n"
+                                     for name, content in contents.items())])
+
+
+def bands_table(content):
     """Loss and val accuracy that a healthy run shows at several minutes."""
-    if not path.exists():
-        return ""
-    content = json.loads(path.read_text())
-    names = list(content["bands"][-1]["val"]) if content["bands"] else []
+    names = list(content["bands"][-1]["val"])
     span = lambda pair, form: form(pair[0]) if form(pair[0]) == form(pair[1]) else f"{form(pair[0])} to {form(pair[1])}"
     percent, two = (lambda v: f"{100 * v:.0f} %"), (lambda v: f"{v:.2f}")
     lines = ["A healthy run (val split, teacher-forced exact match on 40 problems a row; lowest to highest seed):\n",
@@ -57,9 +94,8 @@ SPEED = {"train_vs_transformers": "training step, forward and backward, over tra
          "nano_peak_gb": "memory of one training process, GiB"}
 
 
-def speed_table(path):
+def speed_table(content):
     """The rows of results/bench.json that README shows."""
-    content = json.loads(path.read_text())
     rows = {row["name"]: row for row in content["rows"]}
     lines = ["| row | median | lowest | highest | target | met |", "|---|---|---|---|---|---|"]
     for name, words in SPEED.items():
@@ -93,16 +129,15 @@ def copy_generated(source, text):
 
 def main():
     from nanokimi.report import stack_picture
-    readme = ROOT / "README.md"
-    results = ROOT / "results" / "nano.json"
-    text = fill(readme.read_text(), "results", results_table(results))
-    text = fill(text, "rl", results_table(ROOT / "results" / "rl.json"))
-    text = fill(text, "l2s", results_table(ROOT / "results" / "long2short.json"))
-    text = fill(text, "bands", bands_table(results))
-    text = fill(text, "bench", speed_table(ROOT / "results" / "bench.json"))
-    readme.write_text(text)
+    nano, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("nano", "rl", "long2short", "bench"))
+    text = (ROOT / "README.md").read_text()
+    for name, table in (("results", targets_table(nano)), ("bands", bands_table(nano)), ("rl", rl_table(rl)), ("l2s", l2s_table(l2s)),
+                        ("bench", speed_table(bench))):
+        text = fill(text, name, table)
+    (ROOT / "README.md").write_text(text)
     chinese = ROOT / "README.zh.md"
     chinese.write_text(copy_generated(text, chinese.read_text()))
+    (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "rl": rl, "long2short": l2s}))
     stack_picture(ROOT / "docs" / "stack.png")
     if (ROOT / "results" / "long2short.png").exists():
         shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")

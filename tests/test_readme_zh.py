@@ -1,8 +1,8 @@
-"""README.zh.md says what README.md says: block by block the same kind, the same commands, numbers, names and links.
+"""README.zh.md says what README.md says, docs/LEARNED.zh.md what docs/LEARNED.md says: block by block the same kind, the same commands, numbers, names and links.
 
 Words are the translator's; what is compared is generated tables (word for word), code (comments may be translated), and in tables and
 paragraphs what stands between back ticks, links, and numbers (in paragraphs those with two or more decimals). Every difference is
-reported with both lines.
+reported with both lines. A link to a file that has a translation may lead to it.
 """
 import importlib.util
 import re
@@ -11,10 +11,12 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- (\w+) -->\n.*?^<!-- /\1 -->$|^```.*?^```$|(?:^(?!```|<!-- )[^\n]+\n?)+", re.S | re.M)
 NUMBER, DECIMAL = re.compile(r"\d[\d,.]*\d|\d"), re.compile(r"(?<![\w.])\d+\.\d{2,}")
-FOR_EACH_OTHER = ("README.md", "README.zh.md")                           # links at the top: each file has the other's
+TRANSLATED = (("README.md", "README.zh.md"), ("docs/LEARNED.md", "docs/LEARNED.zh.md"))
 
 
 @dataclass
@@ -45,8 +47,9 @@ class Block:
 
 def essence(text, number):
     """Back-ticked names, link targets and numbers, sorted: their order is the language's."""
+    text = " ".join(text.split())                                        # a back-ticked name may be broken between lines
     ticked = re.findall(r"`[^`]+`", text)
-    links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if target not in FOR_EACH_OTHER]
+    links = [target.replace(".zh.md", ".md") for target in re.findall(r"\]\(([^)]+)\)", text)]
     return [*sorted(ticked), *sorted(links), *sorted(number.findall(re.sub(r"`[^`]+`", "", text)))]
 
 
@@ -54,7 +57,7 @@ def blocks(text):
     return [Block(text.count("\n", 0, match.start()) + 1, match[0]) for match in BLOCK.finditer(text)]
 
 
-def differences(english, chinese):
+def differences(english, chinese, names=TRANSLATED[0]):
     """Sentences that say which blocks differ, and in what; none where the translation is complete."""
     a, b = blocks(english), blocks(chinese)
     keys = [[(block.kind, *block.kept()) for block in side] for side in (a, b)]
@@ -67,26 +70,29 @@ def differences(english, chinese):
             n, one, other = next(unequal, (0, x.kind, y.kind))
             at = (x.line, y.line) if x.kind == "paragraph" else (x.line + n, y.line + n)
             mend = "; python docs/update.py copies it" if x.kind == y.kind == "generated" else ""
-            out.append(f"README.md:{x} and README.zh.md:{y} differ; lines {at[0]} and {at[1]}: {one!r} against {other!r}{mend}")
+            out.append(f"{names[0]}:{x} and {names[1]}:{y} differ; lines {at[0]} and {at[1]}: {one!r} against {other!r}{mend}")
         paired = min(i_end - i, j_end - j)
         where = f"before its line {b[j_end].line}" if j_end < len(b) else "at its end"
-        out += [f"README.md:{block} has no counterpart in README.zh.md ({where})" for block in a[i + paired:i_end]]
-        out += [f"README.zh.md:{block} has no counterpart in README.md" for block in b[j + paired:j_end]]
+        out += [f"{names[0]}:{block} has no counterpart in {names[1]} ({where})" for block in a[i + paired:i_end]]
+        out += [f"{names[1]}:{block} has no counterpart in {names[0]}" for block in b[j + paired:j_end]]
     return out
 
 
-def read():
-    return [(ROOT / name).read_text() for name in FOR_EACH_OTHER]
+def read(names):
+    return [(ROOT / name).read_text() for name in names]
 
 
-def test_the_chinese_readme_says_what_the_english_one_says():
-    found = differences(*read())
-    assert not found, "\n".join(["README.md and README.zh.md differ:", *found])
+@pytest.mark.parametrize("names", TRANSLATED)
+def test_the_chinese_file_says_what_the_english_one_says(names):
+    found = differences(*read(names), names)
+    assert not found, "\n".join([f"{' and '.join(names)} differ:", *found])
 
 
-def test_each_links_to_the_other_at_the_top():
-    english, chinese = (text.splitlines()[2] for text in read())
-    assert "](README.zh.md)" in english and "](README.md)" in chinese
+@pytest.mark.parametrize("names", TRANSLATED)
+def test_each_links_to_the_other_at_the_top(names):
+    english, chinese = (text.splitlines()[2] for text in read(names))
+    name, translated = (Path(path).name for path in names)
+    assert f"]({translated})" in english and f"]({name})" in chinese
 
 
 def test_a_difference_is_found_and_named():
@@ -108,4 +114,5 @@ def test_update_copies_what_is_generated():
     spec.loader.exec_module(update)
     english, chinese = "one\n<!-- r -->\n| 3 |\n<!-- /r -->\n", "一\n<!-- r -->\nold\n<!-- /r -->\n二\n"
     assert update.copy_generated(english, chinese) == "一\n<!-- r -->\n| 3 |\n<!-- /r -->\n二\n"
-    assert update.copy_generated(*read()) == read()[1], "README.zh.md is stale: python docs/update.py"
+    english, chinese = read(TRANSLATED[0])
+    assert update.copy_generated(english, chinese) == chinese, "README.zh.md is stale: python docs/update.py"
