@@ -174,7 +174,7 @@ def dense_document(items, vision, rng):
 def misled(words, rng):
     """Learned words about something shown, in which the model mostly reads another colour before a form than the one it has to say: the form
     must be read off what is shown, not off the word before it. Without this the language model learns which pairs of colour and form never
-    occur and does not say them, although the encoder sees them (README). Ours; close to scheduled sampling (Bengio et al. 2015)."""
+    occur and does not say them, although the encoder sees them (docs/LEARNED.md). Ours; close to scheduled sampling (Bengio et al. 2015)."""
     parts, end = [], 0
     for found in COLOUR_AND_FORM.finditer(words):
         if rng.random() < MISLED:
