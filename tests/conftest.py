@@ -1,11 +1,24 @@
-"""One thread per test process: small kernels on a busy machine get slower with two."""
-import torch
-
-torch.set_num_threads(1)
-
+"""What every test process needs: one thread, and the slow files first, so that no process ends up waiting for the other's."""
+import pytest
 import torch
 
 # transformers replaces torch.linspace while it loads a model, and torch remembers for good which constructors it saw on the first use of a
 # device context; seeing one here first keeps `with torch.device("meta")` right for the tests that come after such a load
 with torch.device("meta"):
     torch.empty(0)
+
+SLOW = ("test_notebooks", "test_train", "test_release", "test_devices", "test_rl", "test_exercises")       # minutes each on a slow machine
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False                               # pytest-xdist would begin with the files of many tests, which are fast
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW.index(item.module.__name__) if item.module.__name__ in SLOW else len(SLOW))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Two test processes share two cores. Before every test: rl.py and others set the number of threads when a test calls them."""
+    torch.set_num_threads(1)

@@ -30,7 +30,6 @@ from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
-torch.set_num_threads(1)
 MAINS = {"sample": sample.main, "train": train.main, "rl": rl.main, "evaluate": evaluate.main, "gains": gains.main, "lengths": lengths.main,
          "hf": hf.main, "own": own.main}
 

@@ -14,7 +14,6 @@ from nanokimi.tokenizer import Tokenizer
 from nanokimi.vision import patchify, prepare_image, prepare_video
 from nanokimi.world.types import Image, Problem
 
-torch.set_num_threads(1)
 TEXTS = [f"what colour is the circle number {i}? it is red, blue and green. how many stars are left of it?" for i in range(50)]
 TOK = Tokenizer.train(TEXTS, 300)
 

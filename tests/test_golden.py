@@ -13,7 +13,6 @@ from nanokimi.model import Batch, NanoKimi
 from nanokimi.vision import VisionClip, patchify
 
 transformers = pytest.importorskip("transformers", minversion="5.20", reason="golden tests compare with transformers' kimi_k25")
-torch.set_num_threads(1)
 
 PAD, PATCH = 60, 4
 CFG = ModelConfig(VisionConfig(patch=PATCH, dim=32, layers=2, heads=2, mlp=48, pos_grid=6),

@@ -21,7 +21,6 @@ transformers = pytest.importorskip("transformers", minversion="5.20")
 from packaging.version import Version
 
 CLIPS_WORK = Version(transformers.__version__) > Version("5.23.0")      # up to there clips do not pass get_video_features
-torch.set_num_threads(1)
 PATCH = 8
 
 

@@ -15,7 +15,6 @@ from nanokimi.model import NanoKimi
 from nanokimi.muon import MuonClip
 from nanokimi.tokenizer import Tokenizer
 
-torch.set_num_threads(1)
 TEXT = list(data.corpus(1500))
 WIDE = ModelConfig(VisionConfig(dim=64, layers=1, heads=2, mlp=128),
                    LanguageConfig(vocab=1024, dim=256, layers=2, experts=16, top_k=4, expert_ffn=96, dense_ffn=512))

@@ -14,7 +14,6 @@ from nanokimi.language import MASKED, Cache, RMSNorm, attention_mask
 from nanokimi.model import Batch, NanoKimi, choose_kernel, load, save
 from nanokimi.vision import SAMPLE_FPS, VisionClip, navit_resize, patchify, prepare_image, prepare_video
 
-torch.set_num_threads(1)
 
 PAD, PATCH = 60, 4
 CFG = ModelConfig(VisionConfig(patch=PATCH, dim=32, layers=2, heads=2, mlp=48, pos_grid=6, max_image_patches=64, max_frame_patches=36),

@@ -14,7 +14,6 @@ from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import NanoKimi
 from nanokimi.muon import MuonClip, fair_shares, matrices, newton_schulz, orthogonal_updates, qk_clip, wsd
 
-torch.set_num_threads(1)
 SHAPES = [(48, 48), (32, 96), (96, 32), (8, 64)]
 TINY = ModelConfig(VisionConfig(dim=32, layers=1, heads=2, mlp=48),
                    LanguageConfig(vocab=64, dim=32, layers=2, heads=3, q_lora=16, kv_lora=16, nope=8, rope=4, v_dim=8, experts=4,

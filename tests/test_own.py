@@ -14,7 +14,6 @@ from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
-torch.set_num_threads(1)
 VISION = VisionConfig(dim=32, layers=2, heads=2, mlp=48)
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import sample
 from nanokimi import data
@@ -13,8 +12,6 @@ from nanokimi.release import STAGES, card
 from nanokimi.rollout import MAX_NEW
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.world import exam
-
-torch.set_num_threads(2)
 
 
 def test_together_under_24_megabytes():

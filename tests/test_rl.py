@@ -16,8 +16,6 @@ from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):

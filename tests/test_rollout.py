@@ -14,7 +14,6 @@ from nanokimi.rollout import Item, choose, freeze, make_pool, micro_batches, rew
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.world.types import Problem
 
-torch.set_num_threads(1)
 TOK = Tokenizer.train([f"what colour is star {i}? red, blue, 1 2 3 import print img" for i in range(60)], 300)
 
 

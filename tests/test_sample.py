@@ -20,7 +20,6 @@ from nanokimi.model import NanoKimi, save
 from nanokimi.tokenizer import SPECIALS, Tokenizer, timestamp
 from nanokimi.vision import prepare_video
 
-torch.set_num_threads(1)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
 TEXTS = [f"what colour is the circle number {i}? it is red, blue and green. how many stars are left of it?" for i in range(50)]
 
