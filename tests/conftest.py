@@ -1,4 +1,8 @@
 """What every test process needs: one thread, and the slow files first, so that no process ends up waiting for the other's."""
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "passive"                                # before torch: a thread that waits leaves its core to the other test process
+
 import pytest
 import torch
 
