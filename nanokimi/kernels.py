@@ -11,7 +11,6 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-
 ALIGN = 64                      # rows; see experts_grouped and NanoKimi.loss
 
 
@@ -31,15 +30,20 @@ def faster_dtype() -> torch.dtype:
     Where a processor does not know bfloat16 (AVX2 only, as in many laptops), its matmuls are emulated and twenty times slower."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2048, 256, dtype=dtype), torch.randn(256, 512, dtype=dtype)
-        a @ b
-        start = time.perf_counter()
-        for _ in range(20):
-            a @ b
-        seconds[dtype] = time.perf_counter() - start
+    seconds = {dtype: matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return torch.bfloat16 if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else torch.float32
+
+
+def matmul_seconds(dtype: torch.dtype, times: int = 5) -> float:
+    """The fastest of a few products of a size that training has; not many, as emulated bfloat16 takes a tenth of a second each."""
+    a, b = torch.randn(512, 256, dtype=dtype), torch.randn(256, 512, dtype=dtype)
+    a @ b                                                                   # a library prepares its kernel at the first call
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        a @ b
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 class Normalise(torch.autograd.Function):
@@ -86,7 +90,6 @@ def experts_loop(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, d
     return torch.cat([F.linear(swiglu(F.linear(part, gate_up[e].to(x.dtype))), down[e].to(x.dtype)) for e, part in enumerate(parts)])
 
 
-@torch.compiler.disable                 # its sizes come out of the data: torch.compile would stop here anyway
 def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """The same in two grouped matrix products. Each expert's rows are padded with zeros to a multiple of ALIGN: a CPU library compiles
     a kernel for every new shape, and counts that differ in every step would mean a hundred new ones a step."""

@@ -22,7 +22,7 @@ from . import checkpoint, data
 from .checkpoint import read_json, write_json
 from .config import PRESETS
 from .errors import BadInput
-from .kernels import faster_dtype
+from .kernels import EXPERTS, experts_grouped, faster_dtype
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
@@ -185,7 +185,9 @@ def matmul_dtype(precision):
 
 def compile_layers(model):
     """torch.compile for the language model's layers, in place, one by one with dynamic shapes: equal layers share their code. Its floats
-    differ from eager ones in the last bits. The encoder stays eager: its groups of clips are other ones in every batch."""
+    differ from eager ones in the last bits. The encoder stays eager: its groups of clips are other ones in every batch. So do grouped
+    experts, whose sizes come out of the data; excluded here and not where they are defined, as that imports the compiler, which takes seconds."""
+    EXPERTS["grouped"] = torch.compiler.disable(experts_grouped)
     for layer in model.language.layers:
         layer.compile(dynamic=True)
 
