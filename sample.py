@@ -56,8 +56,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------------------------- the model
 
 def chosen_run(asked: str | None) -> Path:
-    """The run that was asked for; else runs/nano; else the released checkpoints."""
-    return Path(asked or ("runs/nano" if Path("runs/nano").is_dir() else RELEASED))
+    """The run that was asked for; else runs/nano, if a stage of it is finished; else the released checkpoints."""
+    return Path(asked or ("runs/nano" if any(Path("runs/nano").glob("*/model.safetensors")) else RELEASED))
 
 
 def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:

@@ -60,7 +60,7 @@ def l2s_table(content):
     return f"{grid(content, asked, models)}\n\n{targets_table(content)}"
 
 
-RESULTS_HEAD = """# Every row of results/*.json
+RESULTS_HEAD = """# Every row of results/nano.json, rl.json and long2short.json
 
 Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` are those of
 `nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row

@@ -49,7 +49,7 @@ def essence(text, number):
     """Back-ticked names, link targets and numbers, sorted: their order is the language's."""
     text = " ".join(text.split())                                        # a back-ticked name may be broken between lines
     ticked = re.findall(r"`[^`]+`", text)
-    links = [target.replace(".zh.md", ".md") for target in re.findall(r"\]\(([^)]+)\)", text)]
+    links = [target.replace(".zh.md", ".md") for target in re.findall(r"\]\(([^)#]+)", text)]      # headings have other names
     return [*sorted(ticked), *sorted(links), *sorted(number.findall(re.sub(r"`[^`]+`", "", text)))]
 
 
