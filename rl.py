@@ -218,7 +218,11 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
         items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)
         fresh = [rollout.start(engine, item, args.k, args.max_new, (args.seed, iteration, n)) for n, item in enumerate(items)]
+        before = [rollout.freeze(group) for group in unfinished]
         groups, unfinished = rollout.carry_on(sampler, unfinished + fresh, args.temperature, args.segment)
+        if stop.asked:                                                        # a terminal's Ctrl-C kills the tools, too: this iteration never was
+            keep(folder, engine, learner, pool, before, waiting, state)
+            break
         waiting.append(groups)
         groups = waiting.pop(0) if len(waiting) > args.stale else []
         clock.append(time.perf_counter())
@@ -235,13 +239,18 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         if groups and iteration % 10 == 0:
             pages.write(folder / "trajectories.html", groups, engine.tokenizer, iteration + 1)
         if stop.asked or time.perf_counter() - last_save > args.save_every:
-            state |= {"pool": [asdict(item) for item in pool], "unfinished": [rollout.freeze(group) for group in unfinished],
-                      "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
-            checkpoint.save(folder, iteration + 1, engine.model, learner.optimizer, state)
+            keep(folder, engine, learner, pool, [rollout.freeze(group) for group in unfinished], waiting, state)
             last_save = time.perf_counter()
     if stop.asked:
         panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
         sys.exit(130)
+
+
+def keep(folder, engine, learner, pool, unfinished, waiting, state):
+    """Writes a checkpoint. unfinished: groups as `rollout.freeze` gives them."""
+    state |= {"pool": [asdict(item) for item in pool], "unfinished": unfinished,
+              "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
+    checkpoint.save(folder, state["step"], engine.model, learner.optimizer, state)
 
 
 def hopeless(row, panel, patience=5):

@@ -16,6 +16,7 @@ from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
+from nanokimi.rollout import MAX_TURNS
 from nanokimi.sandbox import Sandbox
 from nanokimi.tokenizer import SPECIALS
 from nanokimi.vision import prepare_image
@@ -23,7 +24,6 @@ from nanokimi.vision import prepare_image
 KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
          "three digits. Ask about those; about the rest of the world it knows nothing.")
 COMMANDS = "/image FILE, /video FILE, /new, /quit"
-MAX_TURNS = 4
 
 
 def temperature(text: str) -> float:
@@ -150,13 +150,14 @@ class Chat:
         return answer
 
     def answer(self) -> str:
-        """Turns until one asks for no tool, or MAX_TURNS."""
+        """Turns until one asks for no tool, or as many as in RL."""
         for _ in range(MAX_TURNS):
             parsed = self.turn().parsed
             if not parsed["tool_calls"]:
-                break
+                return parsed["content"]
             for call in parsed["tool_calls"]:
                 self.messages.append({"role": "tool", "content": self.run_tool(call)})
+        self.write(f"(no answer after {MAX_TURNS} turns with the tool; ask on, or /new)\n", True)
         return parsed["content"]
 
     def turn(self):

@@ -110,6 +110,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
     lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
                                     "longctx": (preset.longctx_lr, preset.longctx_steps, preset.longctx_documents, LONGER * preset.length),
                                     "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]
+    model.to(fabric.device)                                              # first: what is resumed of the optimizer goes where the parameters are
     optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay,
                          ns_dtype=plan.matmul_dtype(settings["precision"]))
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
@@ -118,7 +119,7 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
                            rank=fabric.global_rank, world=fabric.world_size)
     if settings["compile"]:
         plan.compile_layers(model)
-    model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
+    model, optimizer = fabric.setup(model, optimizer)
     model.mark_forward_method("loss")
     fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)
     if fabric.is_global_zero:

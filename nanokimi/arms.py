@@ -193,12 +193,12 @@ def train_stage(stage, run, s, seed, precision, fabric, log, stop):
         model.introduce(tokenizer.chat_ids)
     if stage == "sft" and not (s.pictures or s.eyes):
         model.vision.requires_grad_(False), model.projector.requires_grad_(False)
-    optimizer = make_optimizer(model, s, stage, preset, precision)
+    optimizer = make_optimizer(model.to(fabric.device), s, stage, preset, precision)
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
     steps, documents, length = ((s.steps, s.documents, s.length) if stage == "pretrain" else
                                 (s.sft_steps, preset.sft_documents, preset.sft_length))
     batches = ArmBatches(stage, tokenizer, preset.model.vision, seed, documents, length, steps, state["step"], settings=s)
-    model, optimizer = fabric.setup(model.to(fabric.device), optimizer)
+    model, optimizer = fabric.setup(model, optimizer)
     model.mark_forward_method("loss")
     train.fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, SAVE_EVERY)
     checkpoint.write_json(run / f"{stage}.json", {"seconds": state["seconds"], **state["totals"]})

@@ -1,6 +1,6 @@
 """From problems to batches: documents for pre-training, chats for the cold start, packing, and a data position that is one number.
 
-Batch number `step` is a pure function of (seed, stage, step): resuming a run needs nothing but the step. Loss is on answers, thinking,
+Batch number `step` is a pure function of the run's settings, the stage and `step`: resuming a run needs nothing but the step. Loss is on answers, thinking,
 captions and prose; never on media tokens, questions or tool results.
 """
 import json
@@ -141,7 +141,7 @@ def wiki_document(rng, tokens):
     """A stretch of an encyclopedia paragraph, cut at a word: about `tokens` tokens."""
     text = content.wiki("train")
     text = text[rng.integers(len(text))]
-    return [Learn(text[:3 * tokens].rsplit(" ", 1)[0])]
+    return [Learn(text if len(text) <= 3 * tokens else text[:3 * tokens].rsplit(" ", 1)[0])]
 
 
 def recall_document(rng, tokens):
@@ -402,7 +402,7 @@ def shared_media(clips, unique, patch):
 
 @dataclass
 class Batches(Dataset):
-    """Step `step` of a stage, made from (seed, stage, step, shard) alone: __getitem__ returns ([Batch of each shard], counts).
+    """Step `step` of a stage, made from these settings, the step and the shard alone: __getitem__ returns ([Batch of each shard], counts).
 
     A step has SHARDS shards; with several processes each makes its own ones, with one process they are micro-batches. Same data, same
     gradients, whatever the number of processes.

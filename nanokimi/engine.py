@@ -80,6 +80,34 @@ class Conversation:
         return self.max_new - self.turn_tokens
 
 
+@dataclass
+class Lines:
+    """The responses that are being decoded, one line of the batch each. rows: which response a line is; cache: what it looks back at;
+    hidden (B, d): of its last token; positions (B,): of the next one."""
+    rows: list[int]
+    cache: Cache
+    hidden: torch.Tensor
+    positions: torch.Tensor
+
+    def admit(self, rows: list[int], cache: Cache, hidden: torch.Tensor, lengths: list[int], room: int) -> None:
+        """Lines for more responses, as `_prefill` left them; room: tokens that a line may still take."""
+        self.cache.join(cache, room)
+        self.rows, self.hidden = self.rows + rows, torch.cat([self.hidden.to(hidden.dtype), hidden])
+        self.positions = torch.cat([self.positions, self.positions.new_tensor(lengths)])
+
+    def keep(self, lines: list[int], tokens: torch.Tensor) -> torch.Tensor:
+        """Drops all other lines; returns the tokens (B,) of those kept."""
+        index = self.positions.new_tensor(lines)
+        self.cache.select(index)
+        self.rows, self.hidden, self.positions = [self.rows[i] for i in lines], self.hidden[index], self.positions[index]
+        return tokens[index]
+
+    def advance(self, language, tokens: torch.Tensor) -> None:
+        """The chosen tokens (B,) go through the model."""
+        self.hidden = language(language.embed(tokens)[:, None], self.positions[:, None], None, self.cache)[:, 0]
+        self.positions = self.positions + 1
+
+
 class Engine:
     """Generates with a NanoKimi model. precision: "fp32", or "bf16" for autocast (faster where the matmuls are large)."""
 
@@ -158,36 +186,31 @@ class Engine:
         """
         limits = [self._room(context, limit) for context, limit in zip(contexts, limits)]
         uniforms = self._uniforms(keys, max(limits)) if temperature > 0 and limits else None        # (rows, steps)
-        lengths = torch.tensor([len(context.ids) for context in contexts], device=self.device)
-        waiting, rows, said, ended = [row for row, limit in enumerate(limits) if limit][::-1], [], [[] for _ in limits], [False] * len(limits)
-        live = positions = lengths[:0]                                          # (B,) row of each line of the cache; position of its next token
-        hidden, cache = self.model.language.head.weight.new_zeros(0, self.model.config.language.dim), self._cache(0, 0)
-        while waiting or rows:
-            most = self._most(contexts, rows + waiting[-1:]) if waiting else 0
-            if 2 * len(rows) <= most:
-                new = [waiting.pop() for _ in range(min(len(waiting), most - len(rows)))]
-                first, prompts = self._prefill([contexts[row] for row in new])
-                rows, live = rows + new, torch.cat([live, torch.tensor(new, device=self.device)])
-                hidden, positions = torch.cat([hidden.to(first.dtype), first]), torch.cat([positions, lengths[new]])
-                cache.join(prompts, max(limits[row] - len(said[row]) for row in rows))
-            steps = (positions - lengths[live]).clamp(max=max(limits) - 1)        # a row that ended runs on until it is dropped
-            tokens, logprobs = self._choose(hidden, temperature, None if uniforms is None else uniforms[live, steps])
-            for row, token, logprob in zip(rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
+        waiting, said, ended = [row for row, limit in enumerate(limits) if limit][::-1], [[] for _ in limits], [False] * len(limits)
+        lines = Lines([], self._cache(0, 0), self.model.language.head.weight.new_zeros(0, self.model.config.language.dim),
+                      torch.zeros(0, dtype=torch.long, device=self.device))
+        while waiting or lines.rows:
+            most = self._most(contexts, lines.rows + waiting[-1:]) if waiting else 0
+            if 2 * len(lines.rows) <= most:
+                new = [waiting.pop() for _ in range(min(len(waiting), most - len(lines.rows)))]
+                hidden, cache = self._prefill([contexts[row] for row in new])
+                lines.admit(new, cache, hidden, [len(contexts[row].ids) for row in new],
+                            room=max(limits[row] - len(said[row]) for row in lines.rows + new))
+            steps = [min(len(said[row]), max(limits) - 1) for row in lines.rows]
+            tokens, logprobs = self._choose(lines.hidden, temperature, None if uniforms is None else uniforms[lines.rows, steps])
+            for row, token, logprob in zip(lines.rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
                 if logprob != logprob:
                     raise BadInput("the model's output is not a number: its training diverged; take another stage, or train again.")
-                if not ended[row]:
+                if not ended[row]:                                              # one that ended runs on until it is dropped
                     yield row, int(token), logprob
                     said[row].append(int(token))
                     count = len(said[row])
                     ended[row] = token in self.tokenizer.stop_ids or count == limits[row] or count % 8 == 0 and repeats(said[row])
-            keep = [i for i, row in enumerate(rows) if not ended[row]]
-            if len(keep) <= 0.8 * len(rows) or 2 * len(keep) <= most:               # a copy of the cache: not for every row
-                index = torch.tensor(keep, dtype=torch.long, device=self.device)
-                cache.select(index)
-                live, tokens, positions, hidden, rows = live[index], tokens[index], positions[index], hidden[index], [rows[i] for i in keep]
-            if rows:
-                hidden = self.model.language(self.model.language.embed(tokens)[:, None], positions[:, None], None, cache)[:, 0]
-                positions = positions + 1
+            live = [i for i, row in enumerate(lines.rows) if not ended[row]]
+            if len(live) <= 0.8 * len(lines.rows) or 2 * len(live) <= most:         # a copy of the cache: not for every row
+                tokens = lines.keep(live, tokens)
+            if lines.rows:
+                lines.advance(self.model.language, tokens)
 
     def _most(self, contexts, rows: list[int]) -> int:
         """How many rows a batch may have that holds these."""

@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from .checkpoint import read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, BadInput, command, number
 from .model import load
-from .rollout import MAX_NEW, begin, content_of, question_content, respond
+from .rollout import MAX_NEW, begin, content_of, example_chat, respond
 from .tokenizer import Rendered
 from .world import exam
 from .world.types import Image
@@ -208,8 +207,7 @@ def quick_documents(stage, tokenizer, vision, number=40):
         for problem in exam.exam(row, "val", number):
             chat = stage == "sft" and row in ("arithmetic", "scene_text", "tool_text", "chat_picture")
             if chat:
-                messages, _ = data.chat_messages(replace(problem, context=()), rng)
-                messages[0]["content"] = question_content(problem, vision)
+                messages, _ = example_chat(problem, vision, rng)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
                 doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))

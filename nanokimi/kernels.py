@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-ALIGN = 64                      # rows; see experts_grouped and NanoKimi.loss
+ALIGN = 64                      # rows; see experts_grouped and NanoKimi.target_logprobs
 
 
 def keep_freed_memory() -> bool:

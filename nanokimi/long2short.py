@@ -26,7 +26,9 @@ from .policy import budget, toggle
 from .rollout import Group
 from .tokenizer import Rendered
 
-METHODS = ("merge", "shortest", "dpo", "rl", "toggle", "rigid")
+MATTERS = {"merge": (), "shortest": ("problems", "lr"), "dpo": ("problems", "lr"), "rl": ("problems", "lr", "iterations", "weight"),
+           "toggle": ("problems", "lr", "iterations", "phase"), "rigid": ("problems", "lr", "iterations")}       # options of each method
+METHODS = tuple(MATTERS)
 K = 8                           # samples a problem, as in the paper
 LONGEST = 400                   # tokens of a response of the long model
 STREAM = 11
@@ -61,7 +63,7 @@ def shortest_correct(groups: list[Group], rng) -> list[Rendered]:
 
 def preferences(group: Group, rng) -> list[tuple]:
     """DPO's pairs of a group: the shortest right response against every wrong one that is longer, and every right one that is 1.5 times
-    as long (k1.5 2.4). None where nothing was right, or nothing was longer."""
+    as long (k1.5 2.4). Empty where nothing was right, or nothing was longer."""
     chosen = shortest(group, rng)
     if chosen is None:
         return []
@@ -122,20 +124,15 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
 
 
 def within_budget(budgets: dict, phase: int, threshold: float = 0.5):
-    """Toggle's rewards; with an endless phase the budget is rigid. budgets: {(ability, modality, seed) of an item: tokens or None}."""
+    """Toggle's rewards; with an endless phase the budget is rigid. budgets: {seed of an item: tokens or None}."""
     def rewards_of(group, iteration):
-        return toggle(group.rewards, group.lengths, budgets[key_of(group.item)], iteration, phase, threshold)
+        return toggle(group.rewards, group.lengths, budgets[group.item.seed], iteration, phase, threshold)
     return rewards_of
 
 
 def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
     """K2.5 Eq. 2 for every problem, from samples of the model that Toggle starts from; frozen from then on."""
-    return {key_of(group.item): budget(group.lengths, group.right, percentile) for group in groups}
-
-
-def key_of(item) -> tuple:
-    """What names a problem."""
-    return item.ability, item.modality, item.seed
+    return {group.item.seed: budget(group.lengths, group.right, percentile) for group in groups}
 
 
 # ---- stages --------------------------------------------------------------------------------------------------------------------------------
@@ -174,16 +171,20 @@ def think(run: Path, args, say) -> None:
     paper's: 122 iterations of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
     for style in ("long", "brief"):
         if done(run, style):
-            kept = read_json(run / style / "long2short.json", "base", "seed", "sft_steps", "sft_lr")
-            for name in ("base", "seed", "sft_steps", "sft_lr"):
-                if kept[name] != getattr(args, name):
-                    raise BadInput(f"{run / style} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or delete it "
-                                     "and what came from it (l2s-*)")
+            check(run / style, ("base", "seed", "sft_steps", "sft_lr"), args, "delete it and what came from it (l2s-*)")
             continue
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
         teach(learner, style, args.sft_steps, args.seed)
         finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started, say)
+
+
+def check(folder: Path, names: tuple, args, remedy: str) -> None:
+    """BadInput where a finished stage was made with other options than those given now."""
+    kept = read_json(folder / "long2short.json", *names)
+    for name in names:
+        if kept[name] != getattr(args, name):
+            raise BadInput(f"{folder} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or {remedy}")
 
 
 def done(run: Path, stage: str) -> bool:
@@ -251,7 +252,11 @@ def run_methods(run: Path, args) -> None:
     args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if done(run, "rl") else "sft")
     say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
     think(run, args, say)
-    wanted = [m for m in (METHODS if args.method == "all" else [args.method]) if not done(run, f"l2s-{m}")]
+    asked = METHODS if args.method == "all" else (args.method,)
+    for method in asked:
+        if done(run, f"l2s-{method}"):
+            check(run / f"l2s-{method}", MATTERS[method], args, "delete it to make it anew")
+    wanted = [method for method in asked if not done(run, f"l2s-{method}")]
     groups = []
     if set(wanted) - {"merge"}:
         _, engine = fresh(run, "long", args.lr)

@@ -12,7 +12,7 @@ from nanokimi.checkpoint import read_json, write_json
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.errors import BadInput, reading
 from nanokimi.kernels import ALIGN, keep_freed_memory, token_logprobs
-from nanokimi.language import Cache, LanguageModel
+from nanokimi.language import LanguageModel
 from nanokimi.vision import MoonViT3D, Projector
 
 NO_LOSS = -100
@@ -84,10 +84,10 @@ class NanoKimi(nn.Module):
         media = media if order is None else media.index_select(0, order)
         return x.flatten(0, 1).index_copy(0, where.flatten().nonzero()[:, 0], media.to(x.dtype)).view_as(x)
 
-    def forward(self, batch: Batch, cache: Cache | None = None, aux: list | None = None) -> torch.Tensor:
+    def forward(self, batch: Batch, aux: list | None = None) -> torch.Tensor:
         """-> hidden (B, T, d) after the final norm; `self.language.head` makes logits of it. `aux`: see LanguageModel."""
         x = self.embed(batch.ids, batch.patches, batch.grid_thw, batch.media)
-        return self.language(x, batch.positions, batch.segments, cache, aux)
+        return self.language(x, batch.positions, batch.segments, aux=aux)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict]:
         """(scalar fp32 = cross-entropy + balance loss, detached parts). Micro-batches of one full batch add up to its loss."""

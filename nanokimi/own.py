@@ -15,7 +15,7 @@ import json
 import sys
 import time
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,9 @@ from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
-from .rollout import content_of, question_content
+from .rollout import content_of, example_chat
 from .tokenizer import Rendered, Tokenizer
+from .vision import navit_resize
 from .world import exam
 from .world.types import Clip, Image, Problem
 from .world.verify import correct
@@ -159,7 +160,11 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     asked = "question" in row or "answer" in row
     question, answer = strings(where, row, "question", "answer") if asked else (QUESTIONS[modality], *strings(where, row, "text"))
     clip = data.prepared(media, vision)
-    kept = Image(clip.frames[0]) if modality == "image" else media       # as small as the model sees it: a folder may hold a thousand photos
+    kept = media
+    if modality == "image":                                              # as small as the model sees it: a folder may hold a thousand photos
+        height, width, _ = media.pixels.shape
+        (w, h), _ = navit_resize(width, height, vision.patch, vision.max_image_patches, vision.max_side_patches)
+        kept = Image(clip.frames[0, :h, :w])                             # without padding, so that to prepare it again changes nothing
     problem = Problem("perception", modality, (kept,), question, answer)
     document = tokenizer.render_document([clip, "\n", *data.question_parts(problem, think=False)])
     content = [*(clip if isinstance(clip, list) else [clip]), f" {question}"]
@@ -201,7 +206,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     """The loop: half a step's documents are theirs, half are of pre-training and cold start. Goes on from its checkpoint."""
     steps, folder = args.steps or 200, run / "tuned"
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
-    theirs = theirs or examples
+    theirs, held = (theirs, held) if theirs else (examples, [])           # a folder of one or two pictures: nothing is left to hold out
     say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
     settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "steps": steps, "seed": args.seed, "source": source.name})
     say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
@@ -234,7 +239,8 @@ def settle(folder: Path, settings: dict) -> None:
     path = folder / "own.json"
     if not path.exists():
         write_json(path, settings)
-    changed = [name for name, value in read_json(path).items() if settings.get(name) != value]
+    kept = read_json(path)                                                # after a failed last save it holds results, too
+    changed = [name for name, value in settings.items() if kept.get(name) != value]
     if changed:
         raise BadInput(f"{folder} was started with another {changed[0]}: delete it, or give the same again.")
 
@@ -253,8 +259,7 @@ def picture_chat(tokenizer: Tokenizer, vision, rng) -> Rendered:
     """A chat about a picture of the world (train split), with its reasoning as the thought."""
     problems = data.make_problems(str(rng.choice(["naming", "naming", "scene", "counting", "ocr"])), rng)
     problem = problems[rng.integers(len(problems))]
-    messages, thinking = data.chat_messages(replace(problem, context=()), rng)
-    messages[0]["content"] = question_content(problem, vision)
+    messages, thinking = example_chat(problem, vision, rng)
     return tokenizer.render_chat(messages, thinking=thinking)
 
 

@@ -126,6 +126,8 @@ def base(run, stage):
         return None
     if not finished("pretrain"):
         raise BadInput(f"{stage} begins from a pre-trained model, and {run} has none yet: run --stage pretrain (or everything) first")
+    if stage == "sft" and not finished("longctx") and checkpoint.checkpoints(run / "longctx"):
+        raise BadInput(f"the long context of {run} is half done: finish it (--stage longctx), or delete {run / 'longctx'}, first")
     if stage == "longctx" and checkpoint.checkpoints(run / "sft"):
         raise BadInput(f"the cold start of {run} is half done, from a base without long context: finish it, or delete {run / 'sft'}, first")
     return run / ("longctx" if stage == "sft" and finished("longctx") else "pretrain")
@@ -283,6 +285,7 @@ class Log:
         if self.silent:
             yield from batches
             return
+        self.val = {}                                                    # the last stage's would be shown as this one's
         checkpoint.keep_rows(self.path, lambda row: row["stage"] != stage or row["step"] <= done)
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[note]}")]

@@ -5,7 +5,8 @@ rewards differ. Domains are abilities, not modalities (K2.5 2.3): each has pictu
 Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no
 hand-over, unless `rl.py --rollout bf16` asks for a copy in lower precision).
 """
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -147,6 +148,13 @@ def chat_prompt(problem: Problem, tokenizer: Tokenizer, vision, thinking: bool =
     return tokenizer.render_chat([user], tools=declared, thinking=thinking, generate=True)
 
 
+def example_chat(problem: Problem, vision, rng) -> tuple[list[dict], bool]:
+    """(messages, whether it thinks): a chat that answers the problem as the cold start teaches it, but about what is seen."""
+    messages, thinking = data.chat_messages(replace(problem, context=()), rng)
+    messages[0]["content"] = question_content(problem, vision)
+    return messages, thinking
+
+
 def tool_media(problem: Problem) -> dict:
     """What the tool finds as `img`: the pixels of the problem's picture, or of the one that its text is about."""
     pixels = problem.meta.get("img", next((part.pixels for part in problem.context if isinstance(part, Image)), None))
@@ -269,8 +277,8 @@ KEPT = ("ids", "logprobs", "sampled", "versions", "tools", "stop")       # of a 
 
 
 def freeze(group: Group) -> dict:
-    """An unfinished group as JSON: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
-    talks = [{"response": {name: getattr(talk.response, name) for name in KEPT}, "segments": talk.segments, "turns": talk.turns,
+    """An unfinished group as JSON, a copy: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
+    talks = [{"response": {name: copy.deepcopy(getattr(talk.response, name)) for name in KEPT}, "segments": talk.segments, "turns": talk.turns,
               "turn_tokens": talk.turn_tokens, "over": talk.over} for talk in group.talks]
     return {"seed": group.item.seed, "key": list(group.talks[0].key[:-1]), "max_new": group.talks[0].max_new, "talks": talks}
 
@@ -313,7 +321,8 @@ def replay(engine: Engine, talk: Conversation) -> list:
 def curate(engine: Engine, pool: list[Item], seed: int, max_new: int, tries: int = 10, guesses: int = 8, temperature: float = 1.2) -> dict:
     """Difficulty of every item from `tries` samples at high temperature; drops, in place, what is always solved, and what is guessed
     without thinking in more than half of `guesses` tries. The paper drops a problem at the first lucky guess; here many answers are one
-    of eight words, so that would drop what is merely short (ours). Returns the shares removed."""
+    of eight words, so that would drop what is merely short (ours). Returns how many were asked
+    and kept, and the shares removed."""
     asked = len(pool)
     for number, thinking in ((tries, True), (guesses, False)):
         groups = [start(engine, item, number, max_new, (STREAM, seed, item.seed, int(thinking)), thinking) for item in pool]

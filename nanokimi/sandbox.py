@@ -24,6 +24,7 @@ PICTURES_PER_RUN = 4            # that a result may hold (ours)
 CODE_CHARACTERS = 20_000
 MESSAGE_CHARACTERS = 1000       # of an error, which can quote anything
 WORKERS = 128                   # sandboxes open at once, 10 MB each
+_OPENING = Lock()
 
 
 @dataclass
@@ -93,11 +94,6 @@ class Film:
         return Picture(self.array[index], self.budget)
 
 
-def available() -> bool:
-    """Whether the sandbox is installed."""
-    return monty is not None
-
-
 class Exposed(monty.ClassInstance if monty else object):
     """What code may touch of a Picture or Film: the names listed in `_wrap`, and what those give."""
 
@@ -112,11 +108,16 @@ def _wrap(value):
 
 
 @lru_cache(maxsize=1)
-def _pool():
-    """Worker processes, started at the first run and stopped with the program."""
+def _open_pool():
     pool = monty.Monty(max_processes=WORKERS, checkout_timeout=60.0, feed_duration_limit_grace=0.2)
     atexit.register(pool.__exit__, None, None, None)
     return pool.__enter__()
+
+
+def _pool():
+    """Worker processes, started at the first run and stopped with the program."""
+    with _OPENING:                                               # tools of several responses run side by side: one of them opens it
+        return _open_pool()
 
 
 @dataclass
@@ -160,11 +161,14 @@ class Sandbox:
         """
         self.programs += (code,)
         with self.memo.lock:                                     # a second one with this program waits for the first one's result
-            if self.programs not in self.memo.results:
-                for earlier in self.programs[self.done:-1]:
-                    self._run(earlier)                           # known from another sandbox: only its variables are missing
-                self.memo.results[self.programs], self.done = self._run(code), len(self.programs)
-            return self.memo.results[self.programs]
+            result = self.memo.results.get(self.programs)
+            if result is None:
+                for program in self.programs[self.done:]:        # earlier ones known from another sandbox: only their variables are missing
+                    result = self._run(program)
+                self.done = len(self.programs)
+                if self.session is not None:                     # a lost session may be the machine's fault: others try for themselves
+                    self.memo.results[self.programs] = result
+            return result
 
     def _run(self, code: str) -> ToolResult:
         if monty is None:

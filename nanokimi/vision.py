@@ -1,7 +1,7 @@
 """MoonViT-3D and the projector: ONE encoder for pictures and clips (K2.5 report 4.1-4.2).
 
-A clip is 1 to 4 frames of any size; a picture is a clip of one frame. All clips of a batch are one packed sequence of patches: no padding,
-no mask. Attention spans a whole clip (every frame sees every frame), then the mean over time and the 2x2 merge make h*w/4 media tokens.
+A clip is 1 to 4 frames of any size; a picture is a clip of one frame. All clips of a batch are one packed sequence of patches: no mask, and
+no padding but a few rows at the end. Attention spans a whole clip (every frame sees every frame), then the mean over time and the 2x2 merge make h*w/4 media tokens.
 Left out: nothing of the structure; the SigLIP initialisation (ours starts from scratch).
 """
 import math
@@ -126,12 +126,14 @@ def pack(grid_thw: list[tuple[int, int, int]]) -> Packing:
     grids = sorted({(h, w) for _, h, w in grid_thw})
     table = dict(zip(grids, _starts([h * w for h, w in grids])))
     first = _starts([t * h * w for t, h, w in grid_thw])
-    tokens = [h * w // 4 for _, h, w in grid_thw]
-    packed = dict(zip(ranked, _starts([tokens[c] for c in ranked])))        # first packed media row of each clip
-    order = [first[c] + _blocks(*grid_thw[c]) for c in ranked]
-    places = [np.tile(table[h, w] + _blocks(1, h, w), t) for t, h, w in (grid_thw[c] for c in ranked)]
-    rows = [packed[c] + np.arange(n) for c, n in enumerate(tokens)]
-    groups = Counter((grid_thw[c][0], math.prod(grid_thw[c])) for c in ranked)              # keeps the order of insertion
+    order, places, rows, groups, done = [], [], [None] * len(grid_thw), Counter(), 0
+    for c in ranked:
+        t, h, w = grid_thw[c]
+        order.append(first[c] + _blocks(t, h, w))                           # its patches, those of a merged token side by side
+        places.append(np.tile(table[h, w] + _blocks(1, h, w), t))
+        rows[c] = np.arange(done, done + h * w // 4)
+        done += h * w // 4
+        groups[t, t * h * w] += 1                                           # keeps the order of insertion
     groups = [(n, t, length) for (t, length), n in groups.items()]
     spare = -sum(n * length for n, _, length in groups) % ALIGN
     if spare:                                                               # a clip of nothing, so that few lengths P occur; gives no media row

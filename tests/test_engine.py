@@ -9,7 +9,7 @@ from nanokimi.engine import TOOL_CHARACTERS, Conversation, Engine, Response, rep
 from nanokimi.language import Cache
 from nanokimi.model import NanoKimi
 from nanokimi.policy import mismatch
-from nanokimi.sandbox import Sandbox, ToolResult, available
+from nanokimi.sandbox import Sandbox, ToolResult, monty
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.vision import patchify, prepare_image, prepare_video
 from nanokimi.world.types import Image, Problem
@@ -412,7 +412,7 @@ def test_long_tool_output_is_cut_in_the_middle():
     assert len(text) < TOOL_CHARACTERS + 30 and text.endswith("the error")
 
 
-@pytest.mark.skipif(not available(), reason="pydantic-monty is not installed")
+@pytest.mark.skipif(monty is None, reason="pydantic-monty is not installed")
 def test_many_conversations_with_real_sandboxes(monkeypatch):
     image = np.arange(20 * 20 * 3).reshape(20, 20, 3).astype(np.uint8)
     monkeypatch.setattr(rollout, "OPEN", 32)

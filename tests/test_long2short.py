@@ -187,17 +187,22 @@ def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypat
 
 def test_what_is_there_is_not_made_again(shortened, monkeypatch, capsys):
     written = {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
-    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--sft-steps", "2", "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--problems", "6", "--iterations", "2", "--sft-steps", "2",
+                                      "--threads", "1"])
     monkeypatch.setattr(lengths, "report", lambda run: None)
     rl.main()
     assert written == {stage: (shortened / stage / "model.safetensors").stat().st_mtime_ns for stage in lengths.STAGES}
 
 
-def test_other_settings_do_not_mix(shortened, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--seed", "5", "--sft-steps", "2", "--threads", "1"])
+@pytest.mark.parametrize("options, sentence", [(["--seed", "5"], "long was made with seed 0, not 5"),
+                                               (["--iterations", "3"], "l2s-rl was made with iterations 2, not 3"),
+                                               (["--method", "toggle", "--phase", "9"], "l2s-toggle was made with phase 4, not 9")])
+def test_other_settings_do_not_mix(shortened, monkeypatch, capsys, options, sentence):
+    monkeypatch.setattr(sys, "argv", ["rl.py", "long2short", "--run", str(shortened), "--problems", "6", "--iterations", "2", "--sft-steps", "2",
+                                      "--threads", "1", *options])
     with pytest.raises(SystemExit) as stop:
         rl.main()
-    assert stop.value.code == 2 and "was made with seed 0, not 5" in " ".join(capsys.readouterr().err.split())
+    assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_pool_is_half_text():

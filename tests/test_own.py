@@ -1,8 +1,10 @@
 """train.py --data: what is read, what is refused in one sentence with file and line, and that it learns."""
 import json
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ import train
 from nanokimi import data, own
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import NanoKimi, load, save
+from nanokimi.rollout import question_content
 from nanokimi.tokenizer import Tokenizer
 
 VISION = VisionConfig(dim=32, layers=2, heads=2, mlp=48)
@@ -205,6 +208,38 @@ def test_other_settings_do_not_continue(run):
     own.settle(run / "tuned", {"steps": 4})
     with pytest.raises(ValueError, match="another steps"):
         own.settle(run / "tuned", {"steps": 5})
+
+
+def test_after_a_failed_last_save_the_same_command_goes_on(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(own, "KEPT", ())
+    folder, whole = two_colours(tmp_path / "colours"), own.save
+    monkeypatch.setattr(own, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch, run, folder, "--steps", "2", "--save-every", "0")
+    monkeypatch.setattr(own, "save", whole)
+    call(monkeypatch, run, folder, "--steps", "2", "--save-every", "0")
+    assert (run / "tuned" / "model.safetensors").is_file()
+
+
+def test_what_is_trained_on_is_not_called_held_out(monkeypatch, run, tmp_path, capsys):
+    """A folder of one picture that would be held out: nothing else is there to learn from."""
+    monkeypatch.setattr(own, "KEPT", ())
+    name = next(f"{i}.png" for i in range(100) if zlib.crc32(f"{i}.png".encode()) % 10 == 0)
+    (tmp_path / "one").mkdir(), dot(tmp_path / "one" / name, "red", 16)
+    put(tmp_path / "one", "metadata.jsonl", [{"file_name": name, "text": "alpha"}])
+    call(monkeypatch, run, tmp_path / "one", "--steps", "1")
+    assert "1 examples, 0 of them held out" in capsys.readouterr().out
+    assert "held out" not in json.loads((run / "tuned" / "own.json").read_text())["after"]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1920, 1080), (40, 30), (500, 90)])
+def test_the_question_shows_the_picture_that_was_trained_on(tmp_path, tokenizer, size):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    put(tmp_path, "metadata.jsonl", [{"file_name": "a.png", "text": "alpha"}])
+    example, = own.read(tmp_path, tokenizer, VISION)
+    asked, _ = question_content(example.problem, VISION)
+    assert (asked.frames == example.forms[0].clips[0].frames).all()
 
 
 def test_nothing_is_written_for_a_bad_folder(monkeypatch, run, tmp_path, capsys):

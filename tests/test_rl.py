@@ -1,5 +1,6 @@
 """rl.py end to end on a tiny model: learning, exact resume, partial rollouts, one clear sentence where nothing can be learned."""
 import json
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,32 @@ def test_killed_and_continued_equals_uninterrupted(monkeypatch, base, options):
     a, b = (load_file(folder / "model.safetensors") for folder in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert "--segment" not in options or any(row["unfinished"] for row in rows(whole)) and any(row["stale"] > 0 for row in rows(whole) if "stale" in row)
+
+
+@pytest.mark.parametrize("options", [[], ["--segment", "5"]])
+def test_ctrl_c_during_a_rollout_undoes_the_iteration(monkeypatch, base, options):
+    """A terminal's Ctrl-C reaches the tools' processes, too: what was sampled while they died must not be learned from, nor be kept."""
+    monkeypatch.setattr(rollout, "reward", luck)
+    tag = "-".join(["ctrl-c", *options])
+    whole, respond, asked = call(monkeypatch, base, f"whole-{tag}", "--iterations", "4", *options), rollout.respond, []
+
+    def interrupted(engine, groups, *more):
+        respond(engine, groups, *more)
+        asked.append(1)
+        if len(asked) == 3:
+            for group in groups:
+                for talk in group.talks:
+                    talk.response.logprobs[:] = [0.0] * len(talk.response.logprobs)
+            signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(rollout, "respond", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, base, f"cut-{tag}", "--iterations", "4", *options)
+    assert stop.value.code == 130 and (base / f"cut-{tag}" / "step-000002").is_dir()
+    monkeypatch.setattr(rollout, "respond", respond)
+    cut = call(monkeypatch, base, f"cut-{tag}", "--iterations", "4", *options)
+    assert rows(cut) == rows(whole)
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):

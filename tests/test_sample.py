@@ -320,6 +320,22 @@ def test_tools_run_in_the_chat(run, png):
     assert len(seen[1].clips) == 2 and "## Return of functions.python:1\n(30, 20)" in chat.engine.tokenizer.decode(seen[2].ids)
 
 
+def test_tools_without_end_are_stopped_and_said(run):
+    pytest.importorskip("pydantic_monty")
+    call = {"name": "python", "arguments": {"code": "1"}}
+    chat, seen, written = chat_with(run, *[says("", [call])] * 9, tools=True)
+    chat.ask("what?")
+    assert len(seen) == sample.MAX_TURNS and "no answer after" in written[-1][0]
+
+
+def test_a_run_that_has_only_begun_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "nano" / "pretrain" / "step-000007").mkdir(parents=True)
+    assert sample.chosen_run(None) == sample.RELEASED and sample.chosen_run("runs/nano").name == "nano"
+    (tmp_path / "runs" / "nano" / "pretrain" / "model.safetensors").touch()
+    assert sample.chosen_run(None).name == "nano"
+
+
 def test_a_question_that_fails_was_never_put(run, png):
     chat, seen, _ = chat_with(run, says("one"))
     chat.add_image(png)

@@ -1,7 +1,9 @@
 """Sandbox: what code can do, what it cannot, and that the host never notices."""
+import functools
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from nanokimi import sandbox as module
 from nanokimi.sandbox import OUTPUT_BYTES, PIXELS_PER_RUN, Sandbox
 
-pytestmark = pytest.mark.skipif(not module.available(), reason="pydantic-monty is not installed")
+pytestmark = pytest.mark.skipif(module.monty is None, reason="pydantic-monty is not installed")
 IMG = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
 CLIP = np.random.default_rng(1).integers(0, 256, (5, 12, 16, 3)).astype(np.uint8)
 
@@ -182,6 +184,33 @@ def test_a_program_that_another_conversation_ran_is_not_run_again(monkeypatch):
     c.close()
     with Sandbox({"img": IMG}, memo) as late:
         assert late.run(look).ok and late.run(count).ok and late.run("p").ok, "and that is nobody else's history"
+
+
+def test_a_lost_session_is_no_result_for_others(monkeypatch):
+    """A busy machine's timeout is not what the program gives: the next one with the same program tries for itself."""
+    memo, run, died = module.Memo(), Sandbox._run, []
+
+    def once(box, code):
+        if died:
+            return run(box, code)
+        died.append(run(box, code))
+        box._discard()
+        return module.ToolResult("TimeoutError", ok=False)
+    monkeypatch.setattr(Sandbox, "_run", once)
+    with Sandbox(memo=memo) as a, Sandbox(memo=memo) as b:
+        assert not a.run("1 + 1").ok and b.run("1 + 1").value == 2
+
+
+def test_threads_that_begin_together_share_one_pool(monkeypatch):
+    opened = []
+
+    def slow():
+        opened.append(1)
+        time.sleep(0.1)
+        return "pool"
+    monkeypatch.setattr(module, "_open_pool", functools.lru_cache(slow))
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: module._pool(), range(4))) == ["pool"] * 4 and len(opened) == 1
 
 
 def test_runs_are_reproducible():

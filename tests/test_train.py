@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import train
+from nanokimi.config import PRESETS
 from nanokimi.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +102,21 @@ def test_a_cold_start_killed_and_continued_equals_uninterrupted(tmp_path, uninte
     assert not (run / "sft" / "model.safetensors").exists()
     finish(run, "--stage", "sft")
     assert_same(run, whole, "sft")
+
+
+def test_a_resumed_optimizer_is_where_the_model_is(tmp_path, uninterrupted, monkeypatch):
+    """On a GPU: state is loaded beside its parameters, so these must be there first. A device without contents stands in for it."""
+    fabric, seen = SimpleNamespace(device=torch.device("meta"), global_rank=0, world_size=1), []
+
+    def resume(folder, model, optimizer):
+        seen.append({p.device for p in model.parameters()} | {p.device for group in optimizer.param_groups for p in group["params"]})
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train.checkpoint, "resume", resume)
+    settings = {"seed": 0, "steps": 4, "precision": "32-true", "compile": False}
+    tokenizer = Tokenizer.load(uninterrupted / "tokenizer", 8)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_stage("pretrain", fabric, PRESETS["micro"], settings, tokenizer, tmp_path, None, None, 60)
+    assert seen == [{fabric.device}]
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
