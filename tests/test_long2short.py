@@ -58,10 +58,10 @@ def test_length_penalty_and_budgets_as_rewards():
     assert with_length(some, 0.5) == [1.25, 1.0, -0.25]
     assert with_length(group((10, 1.0), (10, 0.0)), 0.5) == [1.0, 0.0]
     budgets = budgets_of([some], percentile=0)
-    assert budgets == {("a", "text", 1): 10.0}
+    assert budgets == {1: 10.0}
     alternating, rigid = within_budget(budgets, phase=2), within_budget(budgets, phase=10 ** 9)
     assert [alternating(some, i)[1] for i in range(4)] == [0.0, 0.0, 1.0, 1.0] and [rigid(some, i)[1] for i in range(4)] == [0.0] * 4
-    assert budgets_of([group((10, 0.0))]) == {("a", "text", 1): None}
+    assert budgets_of([group((10, 0.0))]) == {1: None}
 
 
 # ---- DPO -------------------------------------------------------------------------------------------------------------------------------------
