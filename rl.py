@@ -108,14 +108,15 @@ def settle(folder, args):
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
-                                     "command": " ".join(["python", *sys.argv]), "threads": args.threads})
+                                     "command": " ".join(["python", *sys.argv]), "threads": args.threads,
+                                     "precision": plan.faster_precision()})              # of Newton-Schulz, the same after a resume
     kept = checkpoint.read_json(path)
     changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
     if changed:
         fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
 
 
-def flywheel(args, run):
+def flywheel(args, run, then_shorten=True):
     """RL for half of the minutes, supervised learning of the starting stage on what RL solved (RFT), then RL from there: successful
     trajectories are recycled for later joint RL (K2.5 2.3)."""
     half = args.iterations and max(1, args.iterations // 2)
@@ -126,7 +127,7 @@ def flywheel(args, run):
     if not (run / rft / "model.safetensors").exists():
         reinforce(first, run, then_shorten=False)
         recycle(args, run, name, run / rft)
-    reinforce(last, run)
+    reinforce(last, run, then_shorten)
 
 
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
@@ -169,7 +170,7 @@ def reinforce(args, run, then_shorten=True):
 
 def improve(args, folder, engine):
     """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
-    learner = make_learner(args, engine)
+    learner = make_learner(args, engine, checkpoint.read_json(folder / "rl.json", "precision")["precision"])
     state = checkpoint.resume(folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
     with reading(folder, "delete its step-* to begin again, or give another --name"):
         pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else None
@@ -184,10 +185,10 @@ def improve(args, folder, engine):
     return pool
 
 
-def make_learner(args, engine):
+def make_learner(args, engine, precision):
     """The model that samples is the model that learns."""
     model = engine.model
-    optimizer = muon(model, args.lr) if args.optimizer == "muon" else AdamW(model.parameters(), args.lr, weight_decay=0.0)
+    optimizer = muon(model, args.lr, plan.matmul_dtype(precision)) if args.optimizer == "muon" else AdamW(model.parameters(), args.lr, weight_decay=0.0)
     return Learner(model, engine.tokenizer, optimizer, args.objective, args.temperature, args.inner, args.step_problems, args.replay, args.seed)
 
 

@@ -19,7 +19,7 @@ def provenance(content):
     asked = statistics.mode(row["problems"] for row in content["rows"] if row["problems"])           # rows pooled over others have more, or null
     minutes = ", ".join(f"{m:g}" for m in content["minutes"])
     return (f"`{content['command']}` · seeds {content['seeds']} · {minutes} minutes of training · {asked} problems a row, "
-            f"test split, greedy · {content['machine']} · commit {content['commit']}")
+            f"{content['split']} split, greedy · {content['machine']} · commit {content['commit']}")
 
 
 def rows_table(content, wanted):
@@ -139,8 +139,6 @@ def main():
     chinese.write_text(copy_generated(text, chinese.read_text()))
     (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "rl": rl, "long2short": l2s}))
     stack_picture(ROOT / "docs" / "stack.png")
-    if (ROOT / "results" / "long2short.png").exists():
-        shutil.copy(ROOT / "results" / "long2short.png", ROOT / "docs" / "long2short.png")
     for run in sys.argv[1:2]:
         shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
         for name in ("loss", "accuracy", "load"):

@@ -213,7 +213,7 @@ def reinforce(run, s, seed):
     options = [text for name, value in s.rl.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
     sys.argv = ["rl.py", "--run", str(run), "--seed", str(seed), "--threads", "1", *options]
     args = rl.arguments()
-    rl.flywheel(args, run) if args.flywheel else rl.reinforce(args, run, then_shorten=False)
+    (rl.flywheel if args.flywheel else rl.reinforce)(args, run, then_shorten=False)
 
 
 def run_arm(run, note):
@@ -261,16 +261,15 @@ def documents_row(model, tokenizer, row, split, number):
 
 
 def bits_per_byte(model, tokenizer, split, number):
-    """By paragraph of held-out encyclopedia text, its first 500 characters."""
+    """By paragraph of held-out encyclopedia text, its first 500 characters. To compare arms by: the first token is given, the end counts."""
     texts = [text[:500].rsplit(" ", 1)[0] for text in content.wiki(split)[:number]]
     _, nats, _ = read(model, tokenizer, [tokenizer.render_document([Learn(text)]) for text in texts])
     return [loss / math.log(2) / len(text.encode()) for loss, text in zip(nats, texts)]
 
 
-def chat_row(engine, row, split, number, blind=False, eyes=False):
-    """Scores by problem in chat with thinking, greedy; the tool where the row needs it, unless by `eyes`; blind: with other pictures."""
+def chat_row(engine, row, split, number, eyes=False):
+    """Scores by problem in chat with thinking, greedy; the tool where the row needs it, unless by `eyes`."""
     problems = exam.exam(row, split, number)
-    problems = exam.blind(problems) if blind else problems
     responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS and not eyes)
     return [float(score(p, content_of(r))) for p, r in zip(problems, responses)]
 
@@ -280,12 +279,13 @@ def from_log(run, row):
     pre-training, "rollout" = rollout seconds a finished response, "response" = tokens of one."""
     if row == "max_logit":
         return [max(line["max_logit"] for line in checkpoint.read_rows(run / "metrics.jsonl") if line["stage"] == "pretrain")]
-    lines = [line for line in checkpoint.read_rows(run / "rl" / "metrics.jsonl") if "pass_rate" in line]
+    everything = checkpoint.read_rows(run / "rl" / "metrics.jsonl")
+    lines = [line for line in everything if "pass_rate" in line]         # iterations in which something was finished
     if row == "reward":
         return [float(np.mean([line["reward"] for line in lines]))]
     tokens = sum(line["rollout_tokens_s"] * line["rollout_s"] for line in lines)
     finished = sum(line["rollout_tokens_s"] * line["rollout_s"] / line["length"] for line in lines)
-    return [tokens / finished if row == "response" else sum(line["rollout_s"] for line in lines) / finished]
+    return [tokens / finished if row == "response" else sum(line["rollout_s"] for line in everything) / finished]
 
 
 def measure(run, s, wanted, split, number):
@@ -302,7 +302,7 @@ def measure(run, s, wanted, split, number):
         elif kind == "log":
             out[f"log {row}"] = from_log(run, row)
         else:
-            out[f"{kind} {row}"] = chat_row(Engine(models(last), tokenizer), row, split, number, kind == "blind", s.eyes > 0)
+            out[f"{kind} {row}"] = chat_row(Engine(models(last), tokenizer), row, split, number, s.eyes > 0)
     return out
 
 

@@ -30,6 +30,7 @@ from .vision import patchify, prepare_image
 
 TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15",
            "train_vs_transformers": ">=1.5", "data_share": "<=0.05", "nano_peak_gb": "<2"}
+RESULTS = Path("results/bench.json")
 ROUNDS = 5
 # what an operator of the profile is about; the first match counts
 OPERATORS = {"matrix products": "mm bmm baddbmm addmm addmv dot", "casts, copies, layout": "copy_ _to_copy clone contiguous cat empty as_strided view reshape "
@@ -114,10 +115,12 @@ def tool_turns(engine, batch=32):
 
 
 def bookkeeping(engine, batch=128, new=64):
-    """rollout_overhead: what a sampled rollout costs beside the model's own forwards, over those; on one thread, so that they add up."""
+    """rollout_overhead: what a sampled rollout costs beside the model's own forwards, head included, over those; on one thread, so that they
+    add up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     prompts, language, embed, clock = picture_prompts(engine, batch // 8), engine.model.language.forward, engine.model.embed, []
+    head = engine.model.language.head
 
     def timed(function):
         def call(*args, **kwargs):
@@ -126,7 +129,7 @@ def bookkeeping(engine, batch=128, new=64):
             clock.append(time.perf_counter() - start)
             return out
         return call
-    engine.model.language.forward, engine.model.embed = timed(language), timed(embed)
+    engine.model.language.forward, engine.model.embed, head.forward = timed(language), timed(embed), timed(head.forward)
     try:
         rows = []
         for seed in range(ROUNDS):
@@ -134,7 +137,7 @@ def bookkeeping(engine, batch=128, new=64):
             total = seconds(lambda: engine.generate(prompts, new, 1.0, seed, k=8))
             rows.append((total - sum(clock)) / sum(clock))
     finally:
-        del engine.model.language.forward, engine.model.embed
+        del engine.model.language.forward, engine.model.embed, head.forward
         torch.set_num_threads(threads)
     return {"rollout_overhead": rows}
 
@@ -290,7 +293,7 @@ def data_cost(model, tokenizer, preset):
 
 
 def one_process(model, tokenizer, preset):
-    """(a step function of one of train.py's two processes, a list of its batches): half of a step on one thread, in its
+    """(a step function of one of train.py's two processes, its model, a list of its batches): half of a step on one thread, in its
     precision; but the whole optimizer, whose work two processes share."""
     trained, half = copy.deepcopy(model).train(), plan.faster_precision() == "bf16-mixed"
     choose_kernel(trained, "cpu")
@@ -451,7 +454,7 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
-    parser.add_argument("--out", type=Path, default=Path("results/bench.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args, commit = parser.parse_args(), plan.commit()                    # now: the files that this writes make the tree dirty
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -467,7 +470,8 @@ def main():
         values |= part()
     rows, shares = useful_flops(model, tokenizer, preset)
     values |= rows | peak_memory()
-    write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values, commit)
+    if args.out == RESULTS:                                              # published together
+        write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values, commit)
     for name, seen in values.items():
         plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
     rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen, "target": TARGETS.get(name)}

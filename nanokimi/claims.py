@@ -26,7 +26,7 @@ from scipy import stats
 
 from . import data, plan
 from .arms import Settings, preset_of
-from .checkpoint import read_rows, write_json
+from .checkpoint import read_json, read_rows, write_json
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
 
@@ -71,6 +71,16 @@ def share_interval(first, second, problems):
     if len(gaps) > 1:
         parts.append((gaps.var(ddof=1) / len(gaps), len(gaps) - 1))
     return t_interval(float(gaps.mean()), parts)
+
+
+def bootstrapped(row, lows, highs):
+    """The same for a row whose interval over problems was bootstrapped in every seed: that one with a single seed, else both parts."""
+    values = np.asarray(row["values"], float)
+    if len(values) == 1:
+        return row["mean"], lows[0], highs[0]
+    errors = (np.asarray(highs) - np.asarray(lows)) / (2 * stats.norm.ppf(0.975))
+    return t_interval(float(values.mean()), [((errors ** 2).sum() / len(values) ** 2, row["problems"] - 1),
+                                             (values.var(ddof=1) / len(values), len(values) - 1)])
 
 
 def holds(expect, low, high):
@@ -203,14 +213,15 @@ def run_claim(args, claim):
     for s in {settings_of(claim, arm, args.preset).start for arm in claim.arms} - {""}:
         name, arm = s.split("/")
         run_all(args, [prepare(args, BY_NAME[name], arm, seed) for seed in args.seeds], "test")
-    run_all(args, [prepare(args, claim, arm, args.seeds[0], rate) for arm in claim.arms for rate in claim.rates], "val")
+    run_all(args, [prepare(args, claim, arm, SEEDS[0], rate) for arm in claim.arms for rate in claim.rates], "val")
     rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
     run_all(args, [prepare(args, claim, arm, seed, rates[arm]) for seed in args.seeds for arm in claim.arms], "test")
 
 
 def best_rate(args, claim, arm):
-    """The rate with the best val mean (the smallest loss) with the first seed; None where the claim tries none or has not tried yet."""
-    runs = {rate: folder_of(args, claim, arm, args.seeds[0], rate) for rate in claim.rates}
+    """The rate with the best val mean (the smallest loss) with the first of SEEDS, whichever are asked for; None where the claim tries none
+    or has not tried yet."""
+    runs = {rate: folder_of(args, claim, arm, SEEDS[0], rate) for rate in claim.rates}
     tried = {rate: np.mean(answers(run, claim.choose_by, "val")) for rate, run in runs.items() if (run / "val.json").exists()}
     return (min if METRICS[claim.choose_by][0] == "nats" else max)(tried, key=tried.get) if tried else None
 
@@ -268,9 +279,14 @@ def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
+    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": []}
     rows, differences, rates, minutes, longest = [], [], {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
+        if not more:                                                     # no arm of it is in this folder: what is published stays
+            more = [row for row in kept["rows"] if row["name"].startswith(f"{claim.name}/")]
+            gaps = [gap for gap in kept["differences"] if gap["claim"] == claim.name]
+            chosen = kept.get("rates", {}).get(claim.name)
         seconds = seconds_taken(lines, claim.name)
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
         minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
@@ -309,7 +325,7 @@ def known_difference(known, folder):
     if known.against:
         mean, low, high = share_interval(row["values"], rows[known.against]["values"], row["problems"])
     elif set(bounds) <= set(rows):
-        mean, low, high = row["mean"], *(rows[name]["mean"] for name in bounds)
+        mean, low, high = bootstrapped(row, *(rows[name]["values"] for name in bounds))
     else:
         mean, low, high = interval(np.array(row["values"])[:, None])     # one number a training
     return {"metric": f"`{known.file}.json`", "arm": known.row, "against": known.against or "0", "expect": known.expect, "difference": mean,
@@ -415,6 +431,8 @@ def arguments(argv=None):
     add("--preset", choices=["nano", "micro"], default="nano", help="micro: to see that everything runs")
     add("--docs", action="store_true", help="only write docs/CLAIMS.md")
     args = parser.parse_args(argv)
+    if args.preset != "nano" and args.out == ROOT / "results" / "claims.json" and not args.docs:
+        parser.error(f"--preset {args.preset} learns nothing, so its numbers are not published: give --out and --root")
     unknown = [name for name in args.claims if name not in BY_NAME or not BY_NAME[name].arms]
     if unknown:
         parser.error(f"no claim with arms is called {unknown[0]}")

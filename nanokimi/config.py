@@ -113,5 +113,5 @@ PRESETS = {
                      max_side_patches=512),
         LanguageConfig(vocab=163840, dim=7168, layers=61, heads=64, q_lora=1536, kv_lora=512, nope=128, rope=64, v_dim=128,
                        dense_ffn=18432, experts=384, top_k=8, expert_ffn=2048, routed_scaling=2.827, eps=1e-5, context=262144,
-                       aux_alpha=1e-3)), minutes=0, documents=2, length=4096, lr=2e-4, warmup=500, qk_clip=100.0),       # K2 2.5
+                       rope_factor=64.0, rope_original=4096, aux_alpha=1e-3)), minutes=0, documents=2, length=4096, lr=2e-4, warmup=500, qk_clip=100.0),       # K2 2.5
 }

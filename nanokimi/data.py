@@ -18,7 +18,7 @@ from .model import Batch
 from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
 from .vision import patchify, prepare_image, prepare_video
 from .world import content, dense, draw, long, problems as world, tools
-from .world.scenes import sample_kinds, sample_scene
+from .world.scenes import pairs, sample_kinds, sample_scene
 from .world.types import Clip, Image
 
 STAGES = {"pretrain": 1, "sft": 2, "longctx": 3}
@@ -317,7 +317,8 @@ def other_words(rng):
     """Things in a row, things that are recalled, or an encyclopedia, about as long as 1 to 29 names, short ones as likely as long ones."""
     number = int(np.exp(rng.uniform(0, np.log(30))))
     names = rng.choice(sorted(pictogram.name for pictogram in content.PICTOGRAMS.values()), number)
-    shown = [str(name) if rng.random() < 0.5 else f"{rng.choice(list(draw.COLOURS))} {rng.choice(list(draw.KINDS))}" for name in names]
+    things = [" ".join(pair) for pair in pairs("train")]
+    shown = [str(name) if rng.random() < 0.5 else things[rng.integers(len(things))] for name in names]
     kind = rng.choice(["row", "recall", "wiki"], p=[0.6, 0.2, 0.2])
     if kind == "recall":
         return "".join(recall_document(rng, 0))[:6 * number + 10]

@@ -336,6 +336,11 @@ def over_seeds(cards, number, targets):
              "problems": asked_in(name, number), "target": targets.get(name)} for name, seen in values.items()]
 
 
+def trained(run, file):
+    """What a later stage noted of itself, with the seed of the run that it began from."""
+    return json.loads((run / file).read_text()) | {"seed": json.loads((run / "run.json").read_text())["seed"]}
+
+
 def write_results(path, module, command, settings, minutes, rows, **more):
     """A results file (DESIGN 7): `settings` by run, what the trainings noted; `module` is the one that asked now."""
     first = settings[0]
@@ -395,7 +400,7 @@ def main():
     if args.out:
         settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
         write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run) for run in args.runs],
-                      over_seeds(cards, args.problems, TARGETS), steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
+                      over_seeds(cards, args.problems, TARGETS), split=args.split, steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
 
 
 if __name__ == "__main__":

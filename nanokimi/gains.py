@@ -6,7 +6,6 @@
 All rows are asked in chat with thinking, greedy, and scored by the verifiers that RL learns from, partial credit included; tool and eyes
 rows count what is wholly right.
 """
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from . import plan
 from .checkpoint import read_rows
 from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, write_results
+from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
 from .model import load
 from .rollout import content_of
 from .world import exam
@@ -101,11 +100,11 @@ def main():
     for card in cards:
         print_cards(card, args.problems, args.split)
     if args.out:
-        settings = [json.loads((run / "rl" / "rl.json").read_text()) for run in args.runs]
+        settings = [trained(run, "rl/rl.json") for run in args.runs]
         last = [read_rows(run / "rl" / "metrics.jsonl")[-1] for run in args.runs]
         write_results(args.out, "gains", settings[0]["command"], settings, [round(row["seconds"] / 60, 2) for row in last],
-                      over_seeds([gains(card) for card in cards], args.problems, TARGETS), iterations=[row["iteration"] for row in last],
-                      exam=exam.VERSION)
+                      over_seeds([gains(card) for card in cards], args.problems, TARGETS), split=args.split,
+                      iterations=[row["iteration"] for row in last], exam=exam.VERSION)
 
 
 if __name__ == "__main__":

@@ -152,18 +152,22 @@ TEMPLATE = """\
 
 def settings_of(model: NanoKimi, tokenizer: Tokenizer, dtype: str) -> dict[str, dict]:
     """File name -> content of every JSON file but the tokenizer's, for the whole model."""
-    v = model.config.vision
     config = released.kimi_k25_config(model.config, model.media_pad)
     config["text_config"] |= token_ids(tokenizer)
+    return {"config.json": {"architectures": ["Kimi_K25ForConditionalGeneration"], "model_type": "kimi_k25", "dtype": dtype,
+                            "vision_start_token_id": tokenizer.media_begin, "vision_end_token_id": tokenizer.media_end, **config},
+            "processor_config.json": {"processor_class": "Kimi_K25Processor", **processors(model.config.vision)}}
+
+
+def processors(v) -> dict[str, dict]:
+    """What is done to pixels before the encoder: VisionConfig -> settings of the image and the video processor."""
     pixels = {"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3,
               "image_std": [0.5] * 3, "merge_size": 2, "patch_size": v.patch, "resample": 3, "rescale_factor": 1 / 255,
               "size": {"max_height": v.max_side_patches, "max_width": v.max_side_patches}}       # in patches, as upstream
     images = pixels | {"image_processor_type": "Kimi_K25ImageProcessor", "max_patches": v.max_image_patches}
     videos = pixels | {"video_processor_type": "Kimi_K25VideoProcessor", "max_patches": v.max_frame_patches, "fps": 2,
                        "do_sample_frames": True, "temporal_patch_size": v.frames}
-    return {"config.json": {"architectures": ["Kimi_K25ForConditionalGeneration"], "model_type": "kimi_k25", "dtype": dtype,
-                            "vision_start_token_id": tokenizer.media_begin, "vision_end_token_id": tokenizer.media_end, **config},
-            "processor_config.json": {"processor_class": "Kimi_K25Processor", "image_processor": images, "video_processor": videos}}
+    return {"image_processor": images, "video_processor": videos}
 
 
 def token_ids(tokenizer: Tokenizer) -> dict:
@@ -235,6 +239,8 @@ def bring_back(folder: Path, run: Path, stage: str) -> None:
 def read_folder(folder: Path, config: dict, processor: dict) -> tuple:
     """(ModelConfig, Tokenizer, tensors by our names) of a folder, checked against each other."""
     cfg = released.from_config(config, processor["image_processor"], processor["video_processor"])
+    if differs := released.differences(processors(cfg.vision), processor):
+        raise BadInput(f"its pixels are prepared differently from ours: {'; '.join(differs[:5])}")
     tokenizer = read_tokenizer(folder, cfg.vision.patch)
     if (tokenizer.vocab_size, tokenizer.media_pad) != (cfg.language.vocab, config["image_token_id"]):
         raise BadInput(f"the tokenizer has {tokenizer.vocab_size} tokens and pads media with {tokenizer.media_pad}, the configuration says "
@@ -256,20 +262,23 @@ def existing(path: Path) -> Path:
 
 def model_card(run: Path, stage: str, model: NanoKimi, text_only: bool) -> str:
     """README.md of a folder: what it is, its report card if the run has one, where the data came from."""
+    tuned = (run / stage / "own.json").is_file()                         # on somebody's own files: what they hold, their owner knows
     size = sum(p.numel() for p in (model.language if text_only else model).parameters()) / 1e6
     library = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
     lines = ["---", "library_name: transformers", f"pipeline_tag: {'text-generation' if text_only else 'image-text-to-text'}",
-             "tags: [nanokimi, educational]", "language: en", "license: mit", "---", f"# nanokimi, {size:.1f} million parameters",
+             "tags: [nanokimi, educational]", "language: en", *(() if tuned else ("license: mit",)), "---", f"# nanokimi, {size:.1f} million parameters",
              "", f"Trained from nothing by nanokimi (stage `{stage}`), an educational replica of Kimi K2.5 and k1.5. Not affiliated with "
              "Moonshot AI; contains no weights of theirs. It knows small pictures of coloured shapes, pictograms, flags and handwritten "
-             f"digits, capitals and sums to 999, and nothing else. Load it with `{library}`.", ""]
+             f"digits, capitals and sums to 999, and {'what the files of whoever trained it further hold' if tuned else 'nothing else'}. "
+             f"Load it with `{library}`.", ""]
     report = run / "report.json"
     if report.is_file():
         card = json.loads(report.read_text())
         lines += [f"## Report card of the run ({card['split']} split, {card['problems']} problems a row, base and cold start)", "",
                   "| row | value |", "|---|---|", *(f"| {name} | {value:.3f} |" for name, value in card["rows"].items()), ""]
     return "\n".join([*lines, "## Training data", "", "Drawn scenes and clips; pictograms and flags of OpenMoji (CC BY-SA 4.0); lead "
-                      "paragraphs of English Wikipedia (CC BY-SA 4.0); handwritten digits of the UCI repository (E. Alpaydin, C. Kaynak).", ""])
+                      "paragraphs of English Wikipedia (CC BY-SA 4.0); handwritten digits of the UCI repository (E. Alpaydin, C. Kaynak)."
+                      + (" Then files of somebody's own, whose licences are not known here." if tuned else ""), ""])
 
 
 @command

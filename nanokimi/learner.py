@@ -130,6 +130,6 @@ def batches_of(things: list, size: int, rng=None):
         yield [things[i] for i in order[start:start + size]]
 
 
-def muon(model: NanoKimi, lr: float) -> MuonClip:
-    """MuonClip as in K2.5's RL, without weight decay: steps here are few and small."""
-    return MuonClip([(name, p) for name, p in model.named_parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+def muon(model: NanoKimi, lr: float, ns_dtype: torch.dtype | None = None) -> MuonClip:
+    """MuonClip as in K2.5's RL, without weight decay: steps here are few and small. ns_dtype: see MuonClip."""
+    return MuonClip([(name, p) for name, p in model.named_parameters() if p.requires_grad], lr=lr, weight_decay=0.0, ns_dtype=ns_dtype)

@@ -10,7 +10,7 @@ CLIP_ROWS = ("direction", "appear", "order")
 DOCUMENT_ROWS = ("caption", "count", "name", *CLIP_ROWS, "ground", "ocr", "capital", "arithmetic", "scene_text")
 
 # metric: (how it is measured: nanokimi/arms.py, rows of the exam). exact, nats: teacher-forced in the pre-training format; chat: verifier's
-# score in chat with thinking; blind: the same with other pictures; bits: of held-out encyclopedia text; log: one number a training
+# score in chat with thinking; bits: of held-out encyclopedia text; log: one number a training
 METRICS = {
     "names in clips that no clip showed": ("exact", ("clip_name_unshown",)),
     "loss on those names": ("nats", ("clip_name_unshown",)),
@@ -25,7 +25,6 @@ METRICS = {
     "all rows, loss": ("nats", DOCUMENT_ROWS),
     "largest attention logit": ("log", ("max_logit",)),
     "pictures in chat": ("chat", ("chat_picture",)),
-    "pictures in chat, blind": ("blind", ("chat_picture",)),
     "clips in chat": ("chat", CLIP_ROWS),
     "text in chat": ("chat", ("arithmetic", "scene_text", "tool_text")),
     "scenes in words (twins of pictures)": ("chat", ("scene_text",)),

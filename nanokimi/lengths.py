@@ -16,7 +16,7 @@ from rich.table import Table
 from . import plan
 from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, write_results
+from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
 from .long2short import LONGEST, METHODS, merge
 from .model import load
 from .report import save_png, style, wilson_interval
@@ -212,7 +212,7 @@ def caps_panel(ax, caps: dict) -> None:
 
 
 def total_minutes(run: Path) -> float:
-    """Wall clock of the two models and all methods."""
+    """Wall clock of the two models and all methods, without the sampling that methods share."""
     notes = [run / stage / "long2short.json" for stage in STAGES]
     return round(sum(json.loads(note.read_text())["seconds"] for note in notes if note.exists()) / 60, 2)
 
@@ -240,10 +240,13 @@ def main() -> None:
     for card in cards:
         print_card(card, args.problems, args.split, best)
     if args.out:
-        settings = [json.loads((run / "long" / "long2short.json").read_text()) for run in args.runs]
-        rows = over_seeds([rows_of(card, best) for card in cards], args.problems * len(ROWS), TARGETS)
+        settings = [trained(run, "long/long2short.json") for run in args.runs]
+        rows = over_seeds([rows_of(card, best) for card in cards], args.problems, TARGETS)
+        for row in rows:
+            if not row["name"].endswith(tuple(f"_{name}" for name in ROWS)):             # of all kinds of problems, not of one
+                row["problems"] = args.problems * len(ROWS)
         write_results(args.out, "lengths", "python rl.py long2short --run RUN", settings, [total_minutes(run) for run in args.runs], rows,
-                      best=best, exam=exam.VERSION)
+                      split=args.split, best=best, exam=exam.VERSION)
         picture(cards, args.out.with_suffix(".png"))
 
 

@@ -2,6 +2,7 @@
 import base64
 import html
 import io
+from itertools import groupby
 
 import numpy as np
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;background:Canvas;color:CanvasText}
 h2{margin:2rem 0 .4rem;font-size:1.05rem}img{image-rendering:pixelated;height:96px;margin:0 .3rem .3rem 0;border:1px solid #8884}
 pre{white-space:pre-wrap;margin:.3rem 0;padding:.5rem .7rem;border-left:4px solid #888;background:#8881;font-size:13px}
-.good{border-color:#2a9d5c}.bad{border-color:#c8553d}b{font-weight:600}:root{color-scheme:light dark}"""
+pre span{background:#8883}.good{border-color:#2a9d5c}.bad{border-color:#c8553d}b{font-weight:600}:root{color-scheme:light dark}"""
 
 
 def write(path, groups, tokenizer, iteration, most=12):
@@ -36,6 +37,9 @@ def picture(frame):
 def block(group, i, tokenizer):
     """One response: its text with special tokens, its length, its reward, pictures that the tool returned."""
     response, reward = group.responses[i], group.rewards[i]
-    text = html.escape(tokenizer.decode([t for t in response.ids if t != tokenizer.media_pad]))
+    text = ""
+    for own, part in groupby(zip(response.sampled, response.ids), key=lambda pair: pair[0]):
+        said = html.escape(tokenizer.decode([token for _, token in part if token != tokenizer.media_pad]))
+        text += said if own else f"<span>{said}</span>"
     crops = "".join(picture(frame) for clip in response.clips for frame in clip.frames)
     return f'<pre class="{"good" if reward >= 0.999 else "bad"}"><b>{reward:.2f}</b> · {sum(response.sampled)} tokens\n{text}</pre>{crops}'

@@ -15,8 +15,9 @@ SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "
 
 def summary(groups, unfinished, stats, clock):
     """The numbers of an iteration. clock: perf_counter before the rollout, after it, and after the update."""
+    taken = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "unfinished": len(unfinished)}
     if not groups:
-        return {"unfinished": len(unfinished), "steps": 0, "abilities": {}}                      # nothing is over yet (--segment, --stale)
+        return taken | {"steps": 0, "abilities": {}}                             # nothing is over yet (--segment, --stale)
     responses = [response for group in groups for response in group.responses]
     rewards = np.array([group.rewards for group in groups])                      # (P, k)
     sampled = sum(sum(r.sampled) for r in responses)
@@ -34,7 +35,7 @@ def summary(groups, unfinished, stats, clock):
             "length": sampled / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
             "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
-            "rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "steps": stats["steps"], "unfinished": len(unfinished),
+            **taken, "steps": stats["steps"],
             "stale": float(np.mean([version < newest for r in responses for version in r.versions])),
             "abilities": {name: float(np.mean(values)) for name, values in sorted(abilities.items())}}
 

@@ -226,10 +226,10 @@ def canvas(width, height):
     return fig, ax
 
 
-def box(ax, x, y, w, h, face, edge, dashed=False):
+def box(ax, x, y, w, h, face, edge):
     """A rounded box with its top left corner at (x, y)."""
     shape = "round,pad=0,rounding_size=0.08"
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=shape, fc=face, ec=edge, lw=1.1, ls="--" if dashed else "-"))
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle=shape, fc=face, ec=edge, lw=1.1))
 
 
 # ------------------------------------------------------------------------------------------------------------ the stack
@@ -240,16 +240,14 @@ STAGES = [("tokenizer", "BPE on the world's text"), ("joint pre-training", "text
           ("zero-vision SFT", "text only"), ("joint RL", "text and vision, by ability"), ("long2short", "same accuracy, fewer tokens")]
 
 
-def stack_picture(path, config=ModelConfig(), done=3):
-    """The whole stack in one diagram: picture or clip -> MoonViT-3D -> merge and projector -> MoE language model, and the stages.
-
-    Layer and expert counts are those of `config`; stages after the first `done` are dashed (not trained yet).
-    """
+def stack_picture(path, config=ModelConfig()):
+    """The whole stack in one diagram: picture or clip -> MoonViT-3D -> merge and projector -> MoE language model, and the stages. Layer and
+    expert counts are those of `config`."""
     fig, ax = canvas(11.6, 6.5)
     draw_inputs(ax)
     draw_encoder(ax, config.vision)
     draw_language(ax, config.language)
-    draw_stages(ax, done)
+    draw_stages(ax)
     return save_png(fig, path)
 
 
@@ -322,12 +320,12 @@ def draw_experts(ax, x, y, width, cfg):
     write(ax, x + width - 0.5, y + 0.66, "", "shared expert")
 
 
-def draw_stages(ax, done):
-    """The stages from left to right; those still to come are dashed."""
+def draw_stages(ax):
+    """The stages from left to right."""
     for i, (name, what) in enumerate(STAGES):
-        x, later = 0.3 + 2.26 * i, i >= done
-        box(ax, x, 5.35, 1.96, 0.85, "white" if later else PALE_GREY, MUTED if later else INK, dashed=later)
-        write(ax, x + 0.98, 5.67, name, what, colour=MUTED if later else INK)
+        x = 0.3 + 2.26 * i
+        box(ax, x, 5.35, 1.96, 0.85, PALE_GREY, INK)
+        write(ax, x + 0.98, 5.67, name, what)
         if i > 0:
             arrow(ax, (x - 0.3, 5.78), (x, 5.78))
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from nanokimi.report import GREEN, GRID, INK, MUTED, RED, STAGE_COLOURS, style, wilson_interval     # noqa: F401  (for the notebooks)
+from nanokimi.report import GRID, INK, MUTED, RED, STAGE_COLOURS, style, wilson_interval     # noqa: F401  (for the notebooks)
 
 warnings.filterwarnings("ignore", message="IProgress|Glyph")             # a missing progress bar; what an untrained model says
 BLUE, ORANGE, LEAF, PURPLE, ROSE = STAGE_COLOURS

@@ -118,6 +118,14 @@ def test_arms_have_the_same_budget_and_valid_options(claim, monkeypatch):
     assert len(seen) <= 1
 
 
+def test_a_flywheel_arm_ends_with_rl(monkeypatch):
+    ended = []
+    monkeypatch.setattr(rl, "reinforce", lambda args, run, then_shorten=True: ended.append(then_shorten))
+    monkeypatch.setattr(rl, "settle", lambda *_: None), monkeypatch.setattr(rl, "recycle", lambda *_: None)
+    arms.reinforce(Path("nowhere"), Settings(rl={"flywheel": True}), 0)
+    assert ended == [False, False]
+
+
 def batches_of(tokenizer, s, stage="pretrain", steps=10, cls=ArmBatches, length=256):
     more = {"settings": s} if cls is ArmBatches else {}
     return cls(stage, tokenizer, VISION, 3, 24, length, steps, **more)
@@ -340,6 +348,27 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     claims.main(asked)                                                   # begun before there was that setting: it had its default
     with pytest.raises(SystemExit, match="other settings"):
         claims.main([*asked, "--problems", "4"])
+    published, args = json.loads(out.read_text()), claims.arguments([*asked[:-4], "--seeds", "1"])
+    assert claims.best_rate(args, claim, "a") == best["a"], "rates are those of the first seed, whichever is asked for"
+    shutil.rmtree(root / "tiny")                                         # as in a clone, whose runs/ is empty
+    args.precision = "32-true"
+    claims.write_results(args)
+    kept = json.loads(out.read_text())
+    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates")), "what others measured was thrown away"
+
+
+def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys):
+    with pytest.raises(SystemExit):
+        claims.arguments(["--preset", "micro"])
+    assert "give --out" in capsys.readouterr().err
+
+
+def test_a_bootstrapped_row_of_several_seeds_knows_that_seeds_differ():
+    """Three seeds whose own intervals are narrow and which disagree: no yes."""
+    row = {"mean": 1 / 30, "values": [0.1, 0.1, -0.1], "problems": 500}
+    mean, low, high = claims.bootstrapped(row, [0.08, 0.08, -0.12], [0.12, 0.12, -0.08])
+    assert mean == pytest.approx(1 / 30) and low < -0.1 and high > 0.15
+    assert claims.bootstrapped({"mean": 0.1, "values": [0.1], "problems": 500}, [0.07], [0.12]) == (0.1, 0.07, 0.12)
 
 
 def test_stale_responses_wait_and_survive_a_checkpoint(tmp_path, tokenizer, monkeypatch):

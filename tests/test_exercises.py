@@ -33,8 +33,9 @@ def run_tests(folder, tmp_path):
     """Runs pytest on a folder: (exit code, [(test file, message of its failure or None)])."""
     report = tmp_path / "report.xml"
     done = python("-m", "pytest", folder, "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
-    cases = [(case.get("classname").split(".")[-1], None if (bad := case.find("failure")) is None else bad.get("message"))
-             for case in ElementTree.parse(report).iter("testcase") if case.find("skipped") is None and case.find("error") is None]
+    ended = lambda case: next((part for name in ("failure", "error", "skipped") if (part := case.find(name)) is not None), None)
+    cases = [(case.get("classname").split(".")[-1], None if (bad := ended(case)) is None else f"{bad.get('message')}")
+             for case in ElementTree.parse(report).iter("testcase")]
     return done.returncode, cases
 
 

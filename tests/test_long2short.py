@@ -217,7 +217,11 @@ def test_measurement(shortened, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", argv)
         lengths.main()
     rows = {row["name"]: row["mean"] for row in json.loads((tmp_path / "long2short.json").read_text())["rows"]}
-    assert rows["l2s_token_saving"] <= 1 and rows["toggle_lift_gap_low"] <= rows["toggle_lift_gap"] <= rows["toggle_lift_gap_high"]
+    content = json.loads((tmp_path / "long2short.json").read_text())
+    assert content["split"] == "val" and content["seeds"] == [7]
+    asked = {row["name"]: row["problems"] for row in content["rows"]}
+    assert asked["long_count"] == 4 and asked["l2s-dpo_scene_text"] == 4 and asked["long_acc"] == 8 and asked["l2s_token_saving"] == 8
+    assert rows["long_acc"] == pytest.approx((rows["long_count"] + rows["long_scene_text"]) / 2)
     assert (tmp_path / "long2short.png").stat().st_size > 5000
 
 

@@ -12,7 +12,7 @@ from nanokimi.long2short import METHODS
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MACHINE_PATH = re.compile(r"(?<![\w.])/(tmp|work|home|root|Users|usr|opt|var)/|[A-Z]:\\\\")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(tmp|work|home|root|Users|usr|opt|var)/|[A-Z]:\\")
 
 
 def code_cells(notebook):

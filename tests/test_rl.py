@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
-from nanokimi import data, gains, rollout
+from nanokimi import data, gains, pages, rollout
 from nanokimi.config import PRESETS
+from nanokimi.engine import Conversation
 from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
+from nanokimi.world.types import Problem
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def base(tmp_path_factory):
     tokenizer.save(run / "tokenizer")
     torch.manual_seed(0)
     save(NanoKimi(preset.model, tokenizer.media_pad), run / "sft")
+    (run / "run.json").write_text('{"seed": 7}')
     return run
 
 
@@ -194,6 +197,18 @@ def test_length_penalty_waits_and_then_counts(monkeypatch, base):
     assert rollout.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])
 
 
+def test_the_page_shows_text_as_text_and_marks_what_the_tool_said(base, tmp_path):
+    tokenizer = Tokenizer.load(base / "tokenizer")
+    said, forced = tokenizer.encode("<script>said"), tokenizer.encode("<i>forced")
+    talk = Conversation(tokenizer.render_chat([{"role": "user", "content": "x"}], thinking=True, generate=True), (0,), 9)
+    talk.response.ids, talk.response.sampled = said + forced, [True] * len(said) + [False] * len(forced)
+    problem = Problem("perception", "text", ("<script>told",), "<script>asked", "<script>wanted")
+    group = rollout.Group(problem, [talk], False, rollout.Item("perception", "text", 1), [1.0], [True])
+    pages.write(tmp_path / "page.html", [group], tokenizer, 1)
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page and "<i>" not in page and page.count("&lt;script&gt;") == 4 and "<span>&lt;i&gt;forced</span>" in page
+
+
 def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkeypatch, base, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gains", str(base), "--problems", "3", "--threads", "1"])
     with pytest.raises(SystemExit) as stop:
@@ -208,7 +223,7 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     rows = {row["name"]: row["mean"] for row in content["rows"]}
     assert {"rl_visual_gain", "rl_visual_margin_change", "rl_tool_solved", "rl_saving", "sft_visual", "rl_visual", "short_visual"} <= rows.keys()
     assert rows["rl_visual_gain"] == pytest.approx((rows["rl_visual"] - rows["sft_visual"]) / (1 - rows["sft_visual"]))
-    assert content["seeds"] == [0] and content["iterations"] == [2]
+    assert content["seeds"] == [7] and content["iterations"] == [2] and content["split"] == "test"        # of the training, not of RL
     asked = {row["name"]: row["problems"] for row in content["rows"]}
     assert asked["sft_caption"] == 3 and asked["rl_visual_gain"] is None, "pooled over rows: no single number"
     assert "gains" in (base / "test_reads.jsonl").read_text()

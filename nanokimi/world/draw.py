@@ -1,4 +1,4 @@
-"""Drawing with numpy alone: backgrounds, eight shapes in eight colours, pictograms, handwritten digits.
+"""Drawing with numpy (Pillow only scales pictograms): backgrounds, eight shapes in eight colours, pictograms, handwritten digits.
 
 A canvas is float32 (h, w, 3) in 0..255; `finish` turns it into the uint8 picture. What can be computed once (antialiased masks,
 scaled pictograms) is cached, so drawing an object is two passes over its own pixels. All sizes and ranges here are ours.

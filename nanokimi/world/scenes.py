@@ -108,16 +108,14 @@ def place(rng, kinds, width, height, split="train", low=0.08, high=0.40):
     """Put (colour, kind) pairs on a canvas without hiding any: big sizes are tried first, smaller ones where it gets crowded."""
     side, things = min(width, height), []
     for colour, kind in kinds:
-        spot, ceiling = None, high * side
+        floor = max(MIN_SIZE, low * side) if colour else 14
+        ceiling, spot = max(floor + 5, high * side), None
         while spot is None:
-            floor = max(MIN_SIZE, low * side) if colour else 14
-            ceiling = max(floor + 5, ceiling)
             size = rng.uniform(floor, ceiling) if colour else pictogram_size(rng, floor, ceiling, split)
             spot = free_place(rng, size, width, height, things)
-            if spot is None and ceiling <= floor + 5:
-                width_used = sum(t.size for t in things)
-                return None if width_used else place(rng, kinds, width, height, split, low, high)
-            ceiling *= 0.8
+            if spot is None and ceiling == floor + 5:
+                return None                                              # too crowded: the caller takes a larger canvas
+            ceiling = max(floor + 5, 0.8 * ceiling)
         things.append(Thing(kind, colour, *spot, size))
     return Scene(width, height, tuple(sorted(things, key=lambda thing: thing.cx)))
 

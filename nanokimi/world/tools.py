@@ -31,7 +31,7 @@ def large(rng):
 
 
 def twin_context(posed, rng):
-    """What a twin says about the picture: what it shows, its size, or nothing where the question holds the places to look at."""
+    """What a twin says about the picture: what it shows, its size, or nothing where the question holds two numbers or more (mostly places)."""
     height, width, _ = posed.pixels.shape
     places = sum(word.strip("?").isdigit() for word in posed.question.split()) >= 2
     choices = [(said(posed.names, rng),), (f"img has {width} x {height} pixels.",), ()]
@@ -155,7 +155,8 @@ def picture(rng, split):
 
 
 def picture_tool_problems(rng, split):
-    """A picture, a question that eyes cannot answer, the program that can. Exam (and RL) only: no pre-training document shows them."""
+    """A picture, a question that eyes cannot answer, the program that can. Exam (and RL) only: pre-training shows
+    such pictures (`picture`), never these questions about them."""
     posed = POSES[rng.integers(len(POSES))](rng, split)
     return [Problem("code", "image", (Image(posed.pixels),), posed.question, posed.answer, "i use python.", posed.verifier, posed.code,
                     {"img": posed.pixels})]

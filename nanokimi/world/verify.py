@@ -58,7 +58,7 @@ def matched_f1(answer, truth, size, similar):
 
 def iou(a, b):
     """Intersection over union of two boxes x0 y0 x1 y1 (both ends inside); 0 for a box that is inside out."""
-    if a[0] > a[2] or a[1] > a[3]:
+    if any(box[0] > box[2] or box[1] > box[3] for box in (a, b)):
         return 0.0
     area = lambda c: (c[2] - c[0] + 1) * (c[3] - c[1] + 1)
     sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1 for i in (0, 1)]
