@@ -1,5 +1,6 @@
 """Our folders in transformers and its neighbours, and their folders here."""
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,27 @@ def test_what_does_not_fit_is_one_sentence(folder, tmp_path, where, value, sente
     with pytest.raises(ValueError, match=sentence):
         hf.bring_back(tmp_path, tmp_path / "run", "sft")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name, value", [("image_mean", [0.48, 0.45, 0.4]), ("patch_size", 14), ("rescale_factor", 1.0)])
+def test_pixels_that_are_prepared_differently_are_refused(folder, tmp_path, name, value):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = json.loads((tmp_path / "processor_config.json").read_text())
+    content["image_processor"][name] = value
+    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"prepared differently from ours: image_processor.{name}"):
+        hf.bring_back(tmp_path, tmp_path / "run", "sft")
+
+
+def test_the_card_of_a_tuned_stage_does_not_vouch_for_its_files(run):
+    model = load(run / "sft")
+    assert "license: mit" in hf.model_card(run, "sft", model, False)
+    (run / "tuned").mkdir()
+    (run / "tuned" / "own.json").touch()
+    card = hf.model_card(run, "tuned", model, False)
+    shutil.rmtree(run / "tuned")
+    assert "license: mit" not in card and "files of somebody's own" in card
 
 
 def test_import_overwrites_nothing(folder, run, tmp_path):
