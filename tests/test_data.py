@@ -261,3 +261,20 @@ def test_a_program_is_the_same_tokens_in_a_document_and_in_a_call(tokenizer):
         written = tokenizer.render_document(data.question_parts(problem, True)).ids
         inner = call[2:-1]                                               # the brackets' tokens also hold what is beside them
         assert any(written[i:i + len(inner)] == inner for i in range(len(written)))
+
+
+def test_a_paragraph_that_fits_keeps_its_last_word():
+    whole = set(content.wiki("train"))
+    rng = np.random.default_rng(0)
+    texts = [data.wiki_document(rng, 192)[0] for _ in range(300)]
+    assert sum(text in whole for text in texts) > 100 and all(text in whole or len(text) <= 3 * 192 for text in texts)
+
+
+def test_words_before_a_tool_chat_name_no_pair_that_is_held_out():
+    unseen = {" ".join(pair) for pair in scenes.HELD_OUT["val"] | scenes.HELD_OUT["test"]}
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(600):
+        words = data.other_words(rng)
+        seen |= {part.strip(" .") for part in words.split(",")}
+        assert not unseen & {part.strip(" .") for part in words.split(",")}
+    assert len(seen & {" ".join(pair) for pair in scenes.pairs("train")}) == 52

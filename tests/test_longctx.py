@@ -35,6 +35,11 @@ def model_with(**yarn):
 # ---- YaRN ------------------------------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
+def test_the_released_preset_has_the_released_context():
+    ours = PRESETS["k2.5"].model.language
+    assert all(getattr(ours, name) == getattr(K25, name) for name in ("rope", "rope_theta", "rope_factor", "rope_original", "context"))
+
+
 @pytest.mark.parametrize("yarn", [{}, dict(rope_factor=4.0, rope_original=48, context=192),
                                   dict(rope_factor=32.0, rope_original=4096, context=131072),
                                   dict(rope_factor=64.0, rope_original=4096, context=262144)], ids=["plain", "4x", "K2", "K2.5"])
