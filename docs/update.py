@@ -60,10 +60,10 @@ def l2s_table(content):
     return f"{grid(content, asked, models)}\n\n{targets_table(content)}"
 
 
-RESULTS_HEAD = """# Every row of results/nano.json, rl.json and long2short.json
+RESULTS_HEAD = """# Every row of results/nano.json, nano60.json, rl.json and long2short.json
 
-Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` are those of
-`nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row
+Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (twenty minutes) and `nano60`
+(`--minutes 60` without fast bf16; its targets are those of twenty minutes) are those of `nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row
 with the pictures of other problems, `*_low` and `*_high` are the ends of a 95 % interval.
 """
 
@@ -129,7 +129,8 @@ def copy_generated(source, text):
 
 def main():
     from nanokimi.report import stack_picture
-    nano, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("nano", "rl", "long2short", "bench"))
+    nano, hour, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text())
+                                 for name in ("nano", "nano60", "rl", "long2short", "bench"))
     text = (ROOT / "README.md").read_text()
     for name, table in (("results", targets_table(nano)), ("bands", bands_table(nano)), ("rl", rl_table(rl)), ("l2s", l2s_table(l2s)),
                         ("bench", speed_table(bench))):
@@ -137,7 +138,7 @@ def main():
     (ROOT / "README.md").write_text(text)
     chinese = ROOT / "README.zh.md"
     chinese.write_text(copy_generated(text, chinese.read_text()))
-    (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "rl": rl, "long2short": l2s}))
+    (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "nano60": hour, "rl": rl, "long2short": l2s}))
     stack_picture(ROOT / "docs" / "stack.png")
     for run in sys.argv[1:2]:
         shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
