@@ -40,7 +40,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
-    parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, before that exists the checkpoints of results/)")
+    parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, or before it has a finished stage the checkpoints of results/)")
     parser.add_argument("--stage", help="pretrain, longctx, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")

@@ -37,7 +37,7 @@ def targets_table(content):
 
 
 def grid(content, columns, names):
-    """A table of one number a cell: {column: prefix of the row's name} by [row]; nothing where the file has no such row."""
+    """A table of means, a line for each of `names`. columns: {heading: pattern of a row's name, with {} where the line's name stands}."""
     mean = {row["name"]: f"{row['mean']:.3f}" for row in content["rows"]}
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | " + " | ".join(mean.get(form.format(name), "") for form in columns.values()) + " |" for name in names])
@@ -48,13 +48,13 @@ RL_ROWS = ("caption", "count", "name", "direction", "appear", "order", "ground",
 
 
 def rl_table(content):
-    """Targets, and every ability before and after."""
+    """Every ability before and after, then the targets."""
     stages = {"cold start": "sft_{}", "RL": "rl_{}", "shortest": "short_{}"}
     return f"{grid(content, stages, RL_ROWS)}\n\n{targets_table(content)}"
 
 
 def l2s_table(content):
-    """Targets, and accuracy and tokens of every model."""
+    """Accuracy and tokens of every model, then the targets."""
     asked = {name: f"{{}}_{name}" for name in ("acc", "tokens", "arithmetic", "scene_text", "chat_picture", "count", "direction")}
     models = ("long", "brief", *(f"l2s-{method}" for method in ("merge", "shortest", "dpo", "rl", "toggle", "rigid")))
     return f"{grid(content, asked, models)}\n\n{targets_table(content)}"
@@ -62,9 +62,10 @@ def l2s_table(content):
 
 RESULTS_HEAD = """# Every row of results/nano.json, nano60.json, rl.json and long2short.json
 
-Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (twenty minutes) and `nano60`
-(`--minutes 60` without fast bf16; its targets are those of twenty minutes) are those of `nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row
-with the pictures of other problems, `*_low` and `*_high` are the ends of a 95 % interval.
+Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (twenty minutes)
+and `nano60` (`--minutes 60` without fast bf16; its targets are those of twenty minutes) are those of `nanokimi/evaluate.py`, rows of `rl`
+those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row with the pictures of other problems,
+`*_low` and `*_high` are the ends of a 95 % interval.
 """
 
 

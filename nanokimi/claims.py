@@ -275,18 +275,24 @@ def seconds_taken(lines, name):
     return seconds
 
 
+def published(content, claim):
+    """What a results file holds of a claim, as `collect` finds it in folders."""
+    return ([row for row in content["rows"] if row["name"].startswith(f"{claim.name}/")],
+            [gap for gap in content["differences"] if gap["claim"] == claim.name], content["rates"].get(claim.name))
+
+
 def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
-    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": []}
-    rows, differences, rates, minutes, longest = [], [], {}, {}, {}
+    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}}
+    rows, differences, rates, minutes, longest, elsewhere = [], [], {}, {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
         if not more:                                                     # no arm of it is in this folder: what is published stays
-            more = [row for row in kept["rows"] if row["name"].startswith(f"{claim.name}/")]
-            gaps = [gap for gap in kept["differences"] if gap["claim"] == claim.name]
-            chosen = kept.get("rates", {}).get(claim.name)
+            more, gaps, chosen = published(kept, claim)
+            if more:
+                elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
         seconds = seconds_taken(lines, claim.name)
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
         minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
@@ -294,7 +300,7 @@ def write_results(args):
     write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", "commit": plan.commit(),
                           "machine": plan.machine(), "threads": 1, "side by side": args.jobs, "precision": args.precision,
                           "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
-                          "rates": rates, "rows": rows, "differences": differences})
+                          "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})
 
 
 # ---- docs/CLAIMS.md --------------------------------------------------------------------------------------------------------------------
@@ -405,8 +411,10 @@ def write_docs(folder, path):
     for claim in CLAIMS:
         lines += section(claim, folder, content)
     if content:
-        lines += [f"Arms: {content['machine']}, one thread each, {content['side by side']} side by side, {content['precision']}, seeds "
-                  f"{content['seeds']}, commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
+        lines += [f"Arms of {name}: {where}.\n" for name, where in content["elsewhere"].items()]
+        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}, one thread each, {content['side by side']} side by "
+                  f"side, {content['precision']}, seeds {content['seeds']}, commit {content['commit']}. Every started one: "
+                  "`results/claims_runs.jsonl`."]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -321,7 +321,7 @@ def print_card(rows, number, split):
 
 
 POOLED = {"video_acc": 3, "video_blind": 3, "video_one_frame": 3, "video_shuffled": 3, "text_acc": 3}       # rows that are the mean of several
-PARTS = ("unseen_pair", "illusion", "maze")                              # rows that are part of another one
+PARTS = ("unseen_pair", "illusion", "maze", "pixels", "specks", "digits")                # rows that are part of another one
 
 
 def asked_in(name, number):

@@ -348,13 +348,16 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     claims.main(asked)                                                   # begun before there was that setting: it had its default
     with pytest.raises(SystemExit, match="other settings"):
         claims.main([*asked, "--problems", "4"])
-    published, args = json.loads(out.read_text()), claims.arguments([*asked[:-4], "--seeds", "1"])
+    published, args = json.loads(out.read_text()), claims.arguments([*asked[:-4], "--seeds", "2"])
     assert claims.best_rate(args, claim, "a") == best["a"], "rates are those of the first seed, whichever is asked for"
     shutil.rmtree(root / "tiny")                                         # as in a clone, whose runs/ is empty
     args.precision = "32-true"
     claims.write_results(args)
     kept = json.loads(out.read_text())
     assert all(kept[name] == published[name] for name in ("rows", "differences", "rates")), "what others measured was thrown away"
+    assert kept["elsewhere"] == {"tiny": f"{published['machine']}, commit {published['commit']}"}
+    claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
+    assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text()
 
 
 def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys):
