@@ -44,7 +44,7 @@ def grid(content, columns, names):
 
 
 RL_ROWS = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture", "visual", "visual_blind",
-           "visual_tokens", "arithmetic", "scene_text", "tool_text", "tool_solved", "tool_illusion", "tool_maze")
+           "visual_tokens", "arithmetic", "scene_text", "tool_text", "tool_solved", "tool_illusion", "tool_maze", "tool_pixels", "tool_specks", "tool_digits")
 
 
 def rl_table(content):
