@@ -21,7 +21,7 @@ from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, MOST_THREADS, command, fail, number, reading
 from nanokimi.learner import Learner, muon
-from nanokimi.model import load, save
+from nanokimi.model import best_device, load, save
 from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
 from nanokimi.policy import OBJECTIVES, length_weight
@@ -132,7 +132,7 @@ def flywheel(args, run, then_shorten=True):
 
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
     """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
-    sampler, learns = load(run / source), load(run / args.start).train()
+    sampler, learns = load(run / source, best_device()), load(run / args.start, best_device()).train()
     engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
     pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
@@ -147,10 +147,9 @@ def reinforce(args, run, then_shorten=True):
     """RL until its share of the minutes is over, then shortest rejection sampling; what is finished already is not done again."""
     folder = run / args.name
     settle(folder, args)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     finished = (folder / "model.safetensors").exists()
-    model = load(folder if finished else run / args.start, device).train()
-    engine = engine_of(run, model, device)                               # one set of weights samples and learns
+    model = load(folder if finished else run / args.start, best_device()).train()
+    engine = engine_of(run, model)                               # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
@@ -206,7 +205,7 @@ def first_pool(args, engine):
 
 def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel):
     """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
-    sampler = engine if args.rollout == "fp32" else Engine.lowered(engine.model, engine.tokenizer, engine.device)
+    sampler = engine if args.rollout == "fp32" else Engine.lowered(engine.model, engine.tokenizer)
     started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
     seconds = 60 * args.minutes * (1 - SHORT_SHARE)
     while not stop.asked and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):

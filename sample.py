@@ -72,7 +72,7 @@ def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engin
         raise BadInput(f"no device {device}: {first_words(error)}") from error
     model = load(stage, device)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return engine_of(run, model, device), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
+    return engine_of(run, model), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the terminal

@@ -134,7 +134,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
     val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision)[fabric.global_rank::fabric.world_size]
     started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(8, steps // 8)
     model.train()
-    for shards, counts in log.progress(stage, data.stream(batches), steps, state["step"]):
+    for shards, counts in log.progress(stage, data.stream(batches, plan.workers(fabric.device)), steps, state["step"]):
         step = state["step"]
         counts, stopping = plan.agree(fabric, counts, stop)              # sums over processes
         optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))

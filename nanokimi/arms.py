@@ -22,7 +22,7 @@ from . import checkpoint, data, evaluate, own, plan
 from .config import PRESETS
 from .engine import Engine
 from .errors import command
-from .model import NanoKimi, choose_kernel, load, save
+from .model import NanoKimi, best_device, choose_kernel, load, save
 from .muon import AdamW, MuonClip
 from .rollout import content_of, question_content
 from .tokenizer import Learn, Tokenizer
@@ -164,10 +164,11 @@ def build(s, media_pad):
 def open_stage(folder, s):
     """The model of a finished stage, in eval mode."""
     if s.encoders == 1:
-        return load(folder)
+        return load(folder, best_device())
     model = build(s, json.loads((folder / "config.json").read_text())["media_pad"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()
+    choose_kernel(model, best_device())
+    return model.to(best_device()).eval()
 
 
 def make_optimizer(model, s, stage, preset, precision):
@@ -240,10 +241,11 @@ def read(model, tokenizer, documents):
     for start in range(0, len(order), 64):
         part = order[start:start + 64]
         batch = data.to_batch([[documents[i]] for i in part], len(documents[part[-1]].ids), 0, tokenizer.patch)
+        batch = batch.to(model.language.head.weight.device)
         where = batch.targets != -100                                    # (B, T)
         targets = batch.targets[where]
         logprobs = model.language.head(model(batch)[where]).float().log_softmax(-1)                   # (n, V)
-        right, nats = torch.ones_like(where), torch.zeros(where.shape)
+        right, nats = torch.ones_like(where), torch.zeros_like(where, dtype=torch.float32)
         right[where] = logprobs.argmax(-1) == targets
         nats[where] = -logprobs.gather(-1, targets[:, None])[:, 0]
         for i, good, loss, number in zip(part, right.all(1).tolist(), nats.sum(1).tolist(), where.sum(1).tolist()):

@@ -208,14 +208,14 @@ def note(args, event, run, **more):
         file.write(json.dumps({"event": event, "run": name, "time": round(time.time()), "commit": plan.commit(), **more}) + "\n")
 
 
-def run_claim(args, claim):
-    """All arms and seeds of a claim; first the rates, on val with the first seed, where there are any."""
-    for s in {settings_of(claim, arm, args.preset).start for arm in claim.arms} - {""}:
-        name, arm = s.split("/")
-        run_all(args, [prepare(args, BY_NAME[name], arm, seed) for seed in args.seeds], "test")
-    run_all(args, [prepare(args, claim, arm, SEEDS[0], rate) for arm in claim.arms for rate in claim.rates], "val")
-    rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
-    run_all(args, [prepare(args, claim, arm, seed, rates[arm]) for seed in args.seeds for arm in claim.arms], "test")
+def run_claims(args, claims):
+    """All arms and seeds of these claims; before them what some begin from, and the rates, on val with the first seed."""
+    pairs = [(claim, arm) for claim in claims for arm in claim.arms]
+    starts = {settings_of(claim, arm, args.preset).start for claim, arm in pairs} - {""}
+    starts = [(BY_NAME[name], arm) for name, arm in (start.split("/") for start in sorted(starts))]
+    run_all(args, [prepare(args, claim, arm, seed) for claim, arm in starts for seed in args.seeds], "test")
+    run_all(args, [prepare(args, claim, arm, SEEDS[0], rate) for claim, arm in pairs for rate in claim.rates], "val")
+    run_all(args, [prepare(args, claim, arm, seed, best_rate(args, claim, arm)) for claim, arm in pairs for seed in args.seeds], "test")
 
 
 def best_rate(args, claim, arm):
@@ -465,8 +465,9 @@ def main(argv=None):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with plan.hold(args.root):
             settle(args)
-            for claim in [BY_NAME[name] for name in args.claims] or [claim for claim in CLAIMS if claim.arms]:
-                run_claim(args, claim)
+            try:
+                run_claims(args, [BY_NAME[name] for name in args.claims] or [claim for claim in CLAIMS if claim.arms])
+            finally:                                                     # stopped or not: what is finished counts
                 write_results(args)
     if args.out.parent == ROOT / "results":
         write_docs(args.out.parent, ROOT / "docs" / "CLAIMS.md")

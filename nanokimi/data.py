@@ -458,9 +458,9 @@ def counts(drawn, tokenizer):
             "image_tokens": media["image"], "clip_tokens": media["video"], "documents": len(drawn)}
 
 
-def stream(batches):
-    """Iterate over batches with one worker process ahead of the trainer."""
-    return DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=leave_signals_to_the_trainer)
+def stream(batches, workers=1):
+    """Iterate over batches, in order, with worker processes ahead of the trainer."""
+    return DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4, worker_init_fn=leave_signals_to_the_trainer)
 
 
 def leave_signals_to_the_trainer(worker):

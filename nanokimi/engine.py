@@ -109,23 +109,23 @@ class Lines:
 
 
 class Engine:
-    """Generates with a NanoKimi model. precision: "fp32", or "bf16" for autocast (faster where the matmuls are large)."""
+    """Generates with a NanoKimi model, on the device where its weights are. precision: "fp32", or "bf16" for autocast (faster where the matmuls are large)."""
 
-    def __init__(self, model, tokenizer: Tokenizer, device: torch.device | str = "cpu", precision: str = "fp32"):
+    def __init__(self, model, tokenizer: Tokenizer, precision: str = "fp32"):
         assert precision in ("fp32", "bf16"), f"precision is fp32 or bf16, got {precision}"
         model.expect(tokenizer)
-        self.model, self.tokenizer, self.device, self.precision = model, tokenizer, torch.device(device), precision
+        self.model, self.tokenizer, self.device, self.precision = model, tokenizer, model.language.head.weight.device, precision
         self.rows, self.version = ROWS, 0                                       # version: of the weights; a trainer counts it up
 
     @classmethod
-    def lowered(cls, model, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> "Engine":
+    def lowered(cls, model, tokenizer: Tokenizer) -> "Engine":
         """An engine whose weights are a bf16 copy of the model's, half the memory; what routes tokens stays fp32, as in the released model.
         `receive` brings it up to date."""
         lower = copy.deepcopy(model).requires_grad_(False).eval()
         for name, p in lower.named_parameters():
             if "router" not in name:
                 p.data = p.data.bfloat16()
-        return cls(lower, tokenizer, device, "bf16")
+        return cls(lower, tokenizer, "bf16")
 
     def receive(self, model) -> None:
         """The weights that training left in `model`, rounded to this engine's precision; nothing to do where both share one model."""
@@ -362,9 +362,9 @@ class Engine:
             yield step[1:]
 
 
-def engine_of(run: Path, model, device: torch.device | str = "cpu") -> Engine:
+def engine_of(run: Path, model) -> Engine:
     """An engine for a model of the run, with the run's tokenizer."""
-    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch), device)
+    return Engine(model, Tokenizer.load(run / "tokenizer", model.config.vision.patch))
 
 
 def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:

@@ -20,7 +20,7 @@ from . import data, plan, report
 from .checkpoint import read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, BadInput, command, number
-from .model import load
+from .model import best_device, load
 from .rollout import MAX_NEW, begin, content_of, example_chat, respond
 from .tokenizer import Rendered
 from .world import exam
@@ -185,7 +185,7 @@ def report_card(run, split, number, stage="sft"):
     if not (run / stage / "model.safetensors").exists():
         raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
     note_reading(run, split, number, "exam")
-    base, chat = (engine_of(run, load(run / folder)) for folder in ("pretrain", stage))      # both before the first takes its time
+    base, chat = (engine_of(run, load(run / folder, best_device())) for folder in ("pretrain", stage))      # both before the first takes its time
     rows = base_rows(base, split, number)
     rows |= chat_rows(chat, split, number, rows["flag_name"] * rows["capital"])
     rows["zv_caption_drop"] = rows["caption_f1"] - rows["caption_f1_after"]
@@ -290,7 +290,7 @@ def finish_run(run, preset, log):
 
 def sample_answers(run):
     """Eight val problems asked in chat after the cold start: what answers.png shows."""
-    engine = engine_of(run, load(run / "sft"))
+    engine = engine_of(run, load(run / "sft", best_device()))
     shown = {"chat_picture": 3, "name": 1, "direction": 1, "order": 1, "arithmetic": 1, "caption": 1}
     picked = [problem for row, number in shown.items() for problem in exam.exam(row, "val", number)]
     items = []

@@ -16,7 +16,7 @@ from .checkpoint import read_rows
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
-from .model import load
+from .model import best_device, load
 from .rollout import content_of
 from .world import exam
 
@@ -63,7 +63,7 @@ def stages(run, split, number):
     """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
     note_reading(run, split, number, "gains")
     there = [folder for folder in STAGES if (run / folder / "model.safetensors").exists()]
-    return {folder: chat_rows(engine_of(run, load(run / folder)), split, number) for folder in there}
+    return {folder: chat_rows(engine_of(run, load(run / folder, best_device())), split, number) for folder in there}
 
 
 def gains(cards):

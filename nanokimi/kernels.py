@@ -95,8 +95,9 @@ def experts_grouped(x: torch.Tensor, counts: torch.Tensor, gate_up: torch.Tensor
     a kernel for every new shape, and counts that differ in every step would mean a hundred new ones a step."""
     ends, aligned = counts.cumsum(0), (counts + ALIGN - 1) // ALIGN * ALIGN
     aligned_ends = aligned.cumsum(0)
-    places = torch.arange(len(x), device=x.device) + ((aligned_ends - aligned) - (ends - counts)).repeat_interleave(counts)
-    rows = Spread.apply(x, places, int(aligned_ends[-1]))
+    shifts = (aligned_ends - aligned) - (ends - counts)                     # (E,) how far padding moves an expert's rows
+    places = torch.arange(len(x), device=x.device) + shifts.repeat_interleave(counts, output_size=len(x))
+    rows = Spread.apply(x, places, len(x) + len(counts) * (ALIGN - 1))      # the most there can be: a GPU need not be asked how many there are
     h = swiglu(F.grouped_mm(rows, gate_up.to(x.dtype).transpose(1, 2), offs=aligned_ends.int()))
     return Gather.apply(F.grouped_mm(h, down.to(x.dtype).transpose(1, 2), offs=aligned_ends.int()), places)
 
@@ -174,20 +175,21 @@ class Combine(torch.autograd.Function):
 
 class TokenLogProbs(torch.autograd.Function):
     """log softmax(logits)[target] in fp32 for (n, V) logits of any dtype, in chunks: no fp32 copy of all logits, forward or backward."""
-    CHUNK = 64                              # rows; small enough for the processor's cache (ours)
+    CHUNK = {"cpu": 64, "cuda": 8192}       # rows (ours): a processor's cache holds them; a GPU rather starts few kernels
 
     @staticmethod
     def forward(ctx, logits, targets):
-        norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(TokenLogProbs.CHUNK)])    # (n,)
+        chunk = TokenLogProbs.CHUNK[logits.device.type]
+        norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(chunk)])                  # (n,)
         ctx.save_for_backward(logits, targets, norm)
         return logits.gather(1, targets[:, None])[:, 0].float() - norm
 
     @staticmethod
     def backward(ctx, grad):
         logits, targets, norm = ctx.saved_tensors
-        out = torch.empty_like(logits)
-        for i in range(0, len(logits), TokenLogProbs.CHUNK):
-            rows = slice(i, i + TokenLogProbs.CHUNK)
+        out, chunk = torch.empty_like(logits), TokenLogProbs.CHUNK[logits.device.type]
+        for i in range(0, len(logits), chunk):
+            rows = slice(i, i + chunk)
             p = (logits[rows].float() - norm[rows, None]).exp_().mul_(-grad[rows, None])
             out[rows] = p.scatter_add_(1, targets[rows, None], grad[rows, None])
         return out, None

@@ -186,10 +186,11 @@ class MLA(nn.Module):
             self.max_logits = new if self.max_logits is None else torch.maximum(self.max_logits, new)       # micro-batches add up
 
 
-def _chunked_max(q, k, mask) -> torch.Tensor:
-    """SDPA hides its logits: recompute their maxima per head (H,), one row of the batch at a time."""
-    rows = [attention_logits(a, b, m).flatten(1).amax(1) for a, b, m in zip(q, k, mask.expand(len(q), -1, -1, -1))]
-    return torch.stack(rows).amax(0)
+def _chunked_max(q, k, mask, most: int = 2 ** 24) -> torch.Tensor:
+    """SDPA hides its logits: recompute their maxima per head (H,), a few rows of the batch at a time, `most` logits (ours)."""
+    rows = max(1, most // (q.shape[1] * q.shape[2] * k.shape[2]))
+    parts = zip(q.split(rows), k.split(rows), mask.expand(len(q), -1, -1, -1).split(rows))
+    return torch.stack([attention_logits(a, b, m).amax((0, 2, 3)) for a, b, m in parts]).amax(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- experts

@@ -18,7 +18,7 @@ from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
 from .long2short import LONGEST, METHODS, merge
-from .model import load
+from .model import best_device, load
 from .report import save_png, style, wilson_interval
 from .rollout import chat_prompt, content_of
 from .tokenizer import Rendered
@@ -98,7 +98,7 @@ def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: 
     stages = [stage for stage in only if (run / stage / "model.safetensors").exists()]
     out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
     for stage in stages:
-        engine = engine_of(run, load(run / stage))
+        engine = engine_of(run, load(run / stage, best_device()))
         out["stages"][stage] = {row: ask(engine, problems) for row, problems in exams.items()}
         if controls and stage in ("l2s-toggle", "l2s-rigid"):
             out["more"][stage] = {row: ask_for_more(engine, problems) for row, problems in exams.items()}
@@ -107,7 +107,7 @@ def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: 
             out["caps"] = {cap: {row: ask_capped(engine, problems, max(1, int(cap * means[row]))) for row, problems in exams.items()}
                            for cap in CAPS}
     for share in SWEEP if controls and set(BOTH) <= set(stages) else ():
-        engine = engine_of(run, merge(load(run / "long"), load(run / "brief"), share))
+        engine = engine_of(run, merge(*(load(run / stage, best_device()) for stage in ("long", "brief")), share))
         out["sweep"][share] = {row: ask(engine, problems) for row, problems in exams.items()}
     return out
 

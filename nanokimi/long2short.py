@@ -20,7 +20,7 @@ from .checkpoint import read_json, write_json
 from .engine import Engine, engine_of
 from .errors import MOST_SEED, MOST_THREADS, BadInput, number
 from .learner import Learner, batches_of, muon
-from .model import NanoKimi, load, save
+from .model import NanoKimi, best_device, load, save
 from .muon import wsd
 from .policy import budget, toggle
 from .rollout import Group
@@ -154,7 +154,7 @@ def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
 
 def fresh(run: Path, stage: str, lr: float) -> tuple[Learner, Engine]:
     """A learner on the weights of a stage, and the engine that samples from the same weights."""
-    model = load(run / stage).train()
+    model = load(run / stage, best_device()).train()
     engine = engine_of(run, model)
     return Learner(model, engine.tokenizer, muon(model, lr)), engine
 
@@ -210,7 +210,7 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
     rng = np.random.default_rng([STREAM, args.seed])
     if method == "merge":
         note = "mean of the weights of long and brief"
-        merge(learner.model, load(run / "brief"))
+        merge(learner.model, load(run / "brief", best_device()))
     elif method == "shortest":
         note = imitate_shortest(learner, groups, rng)
     elif method == "dpo":

@@ -12,6 +12,7 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from . import data, rollout
+from . import data, muon, rollout
 from .config import LONGER, PRESETS, Preset
 from .engine import Engine
+from .kernels import TokenLogProbs
 from .language import Cache
 from .learner import MICRO_TOKENS
 from .model import Batch, NanoKimi
@@ -200,12 +202,23 @@ def generation(model: NanoKimi, ledger: Ledger, engine: Engine, contexts: list, 
     return Need(weights, 0, kept, 0, logits, latents, ledger.peak - weights - kept - logits - latents)
 
 
+as_on_a_gpu = lambda function: patch.dict(muon.CHUNK, cpu=muon.CHUNK["cuda"])(          # that is how it cuts its work
+    patch.dict(TokenLogProbs.CHUNK, cpu=TokenLogProbs.CHUNK["cuda"])(function))
+
+
+@as_on_a_gpu
+def pretraining(preset: Preset, tokenizer: Tokenizer) -> tuple[Need, Need]:
+    """Needs of a shard and of the optimizer's step."""
+    batch, _ = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 100).shard(99, 0)
+    with dry_run() as ledger:
+        return training(shell(preset, tokenizer.media_pad).train(), ledger, batch, half=True)
+
+
+@as_on_a_gpu
 def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
     """What each stage of a preset needs on a GPU, as train.py (in bf16), rl.py and sample.py run it there."""
     vision, pad, out = preset.model.vision, tokenizer.media_pad, {}
-    batch, _ = data.Batches("pretrain", tokenizer, vision, 0, preset.documents, preset.length, 100).shard(99, 0)
-    with dry_run() as ledger:
-        out["pretrain"], out["optimizer step"] = training(shell(preset, pad).train(), ledger, batch, half=True)
+    out["pretrain"], out["optimizer step"] = pretraining(preset, tokenizer)
     batch, _ = data.Batches("longctx", tokenizer, vision, 0, preset.longctx_documents, LONGER * preset.length, 100).shard(99, 0)
     with dry_run() as ledger:
         out["longctx"], _ = training(shell(preset, pad).train(), ledger, batch, half=True, update=False)
@@ -216,7 +229,7 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
         out["sft"], _ = training(model, ledger, batch, half=True, update=False)
     with dry_run() as ledger:                                            # forward only: can be a GPU that is not there
         model = shell(preset, pad, "cuda")
-        weights, engine = ledger.live, Engine(model, tokenizer, "cuda")
+        weights, engine = ledger.live, Engine(model, tokenizer)
         optimizer = MuonClip(model.named_parameters(), lr=1e-4, ns_dtype=torch.bfloat16)    # waits, with its states, while responses are sampled
         states(optimizer)
         groups = [rollout.start(engine, item, K, rollout.MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
@@ -229,7 +242,7 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
     with dry_run() as ledger:
         out["rl: update"], _ = training(shell(preset, pad).train(), ledger, micro.batch, half=False, update=False)       # rl.py is in fp32
     with dry_run() as ledger:
-        engine = Engine(shell(preset, pad, "cuda"), tokenizer, "cuda")
+        engine = Engine(shell(preset, pad, "cuda"), tokenizer)
         prompt = picture_prompt(engine)
         room = preset.model.language.context - len(prompt.ids)           # talk until the context is full
         out["sample"] = generation(engine.model, ledger, engine, [prompt], room)

@@ -19,7 +19,8 @@ from .kernels import faster_dtype
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # ML#2: quintic with the steepest slope at 0
 ADAMW_TABLES = ("language.embed.weight", "language.head.weight", "vision.embed.pos")    # they look like matrices but are not
-CHUNK = 2 ** 17                                # ours: elements per Newton-Schulz batch; its temporaries fit the cache (1.5x faster on CPU)
+# ours: elements per Newton-Schulz batch. On a CPU its temporaries fit the cache (1.5x faster); a GPU rather starts few kernels
+CHUNK = {"cpu": 2 ** 17, "cuda": 2 ** 24}
 
 
 def newton_schulz(update, dtype=torch.bfloat16, steps=5):
@@ -53,7 +54,7 @@ def orthogonal_updates(stacks, dtype=torch.bfloat16):
     for i, s in enumerate(wide):
         buckets[s.shape[1:]].append(i)
     updates, batches = [None] * len(stacks), {shape: torch.cat([wide[i] for i in members]) for shape, members in buckets.items()}
-    chunks = {(n, m): batch.split(max(1, CHUNK // (n * m))) for (n, m), batch in batches.items()}
+    chunks = {(n, m): batch.split(max(1, CHUNK[batch.device.type] // (n * m))) for (n, m), batch in batches.items()}
     done = iter(shared_newton_schulz([chunk for parts in chunks.values() for chunk in parts], dtype))
     for (n, m), members in buckets.items():
         O = torch.cat([next(done) for _ in chunks[n, m]]).float().mul_(rms_scale(n, m))                   # (sum k, n, m)

@@ -20,7 +20,7 @@ from . import data, plan
 from .engine import Engine
 from .errors import MOST_THREADS, BadInput, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
-from .model import load, with_language
+from .model import best_device, load, with_language
 from .report import INK, MUTED, save_png, style
 from .tokenizer import Rendered, Tokenizer
 from .world.long import NEEDLES
@@ -48,7 +48,7 @@ def prompt(problem, tokenizer, vision):
 
 def models(run):
     """{name: model} of the three, and the length in tokens that pre-training read."""
-    after, base = load(run / "longctx"), load(run / "pretrain")
+    after, base = load(run / "longctx", best_device()), load(run / "pretrain", best_device())
     cfg = after.config.language
     before = {"pretrain": with_language(base, context=cfg.context),
               "yarn": with_language(base, context=cfg.context, rope_factor=cfg.rope_factor, rope_original=cfg.rope_original)}

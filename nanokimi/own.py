@@ -28,7 +28,7 @@ from .errors import BadInput, command, reading
 from .evaluate import ask_chat
 from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
-from .model import load, save
+from .model import best_device, load, save
 from .muon import wsd
 from .rollout import content_of, example_chat
 from .tokenizer import Rendered, Tokenizer
@@ -194,7 +194,7 @@ def tune(args) -> None:
     source = newest_stage(run, tuned=False)
     if (run / "tuned" / "model.safetensors").exists():
         raise BadInput(f"{run / 'tuned'} is finished already: move it away to tune again")
-    model = load(source)
+    model = load(source, best_device())
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     model.expect(tokenizer)
     examples = read(args.data, tokenizer, model.config.vision)
@@ -286,7 +286,7 @@ def main() -> None:
     if not stages:
         raise BadInput(f"{args.run} holds no finished stage: python train.py --run {args.run} first, or name another run.")
     for stage in stages:
-        engine = engine_of(args.run, load(stage))
+        engine = engine_of(args.run, load(stage, best_device()))
         problems = problems or [e.problem for e in read(args.data, engine.tokenizer, engine.model.config.vision) if e.problem]
         if not problems:
             raise BadInput(f"{args.data} holds no picture and no clip to ask about.")

@@ -41,7 +41,8 @@ def machine():
     info = Path("/proc/cpuinfo")
     if info.exists():
         name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
-    return f"{name}, {cores()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = f" and {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}{gpu}, {cores()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def commit():
@@ -138,6 +139,11 @@ def default_devices(threads):
     return 1 if torch.cuda.is_available() or threads < 2 else 2
 
 
+def workers(device):
+    """Processes that make batches: one beside a CPU that is busy anyway; a GPU may take a batch faster than one of them makes it."""
+    return 1 if device.type == "cpu" else max(1, min(8, torch.get_num_threads() - 1))
+
+
 def make_fabric(settings):
     """Fabric for the run's devices; processes share the threads."""
     from lightning.fabric import Fabric                                  # here, as it takes seconds and only training needs it
@@ -145,8 +151,7 @@ def make_fabric(settings):
     devices = settings["devices"]
     if data.SHARDS % devices:
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, settings["threads"] // devices))
+    torch.set_num_threads(max(1, settings["threads"] // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
     several = devices > 1 or settings.get("strategy") == "ddp"
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
@@ -204,7 +209,7 @@ def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, tim
     optimizer = MuonClip(trial.named_parameters(), lr=1e-4, ns_dtype=matmul_dtype(settings["precision"]))
     batches = data.Batches("pretrain", tokenizer, preset.model.vision, settings["seed"] + 10 ** 6, preset.documents, preset.length,
                            2 * (warm + timed), warm + timed, fabric.global_rank, fabric.world_size)  # mid-run, where clips are at full size
-    for i, (shards, _) in enumerate(data.stream(batches)):
+    for i, (shards, _) in enumerate(data.stream(batches, workers(fabric.device))):
         if i == warm:
             start = time.perf_counter()
         for batch in shards:

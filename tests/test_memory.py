@@ -71,7 +71,7 @@ def test_a_cache_is_what_the_engine_allocates():
     preset = SIZES["nano"]
     tokenizer = tokenizer_of(preset)
     with memory.dry_run() as ledger:
-        engine = Engine(memory.shell(preset, tokenizer.media_pad, "cuda"), tokenizer, "cuda")
+        engine = Engine(memory.shell(preset, tokenizer.media_pad, "cuda"), tokenizer)
         need = memory.generation(engine.model, ledger, engine, [memory.picture_prompt(engine)] * 4, 100)
     real = Engine(memory.shell(preset, tokenizer.media_pad), tokenizer)
     prompts = [memory.picture_prompt(real)] * 4
@@ -92,7 +92,7 @@ def test_forward_on_a_gpu_finds_everything_there(name):
             batch, _ = data.Batches(stage, tokenizer, preset.model.vision, 0, documents, length, 100).shard(99, 0)
             loss, _ = model.loss(batch.to("cuda"))
             assert loss.device.type == "cuda"
-        engine = Engine(model, tokenizer, "cuda")
+        engine = Engine(model, tokenizer)
         assert memory.generation(model, ledger, engine, [memory.picture_prompt(engine)] * 2, 8).cache > 0
         groups = [rollout.start(engine, item, 2, 8, (0, n)) for n, item in enumerate(rollout.make_pool(4, 0.5, 0))]
         for talk in (talk for group in groups for talk in group.talks):
