@@ -132,7 +132,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
     """The loop. One step: batch -> loss and gradients -> MuonClip -> QK-Clip -> router balance -> log."""
     core, steps = model.module, batches.steps
     val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision)[fabric.global_rank::fabric.world_size]
-    started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(8, steps // 8)
+    started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(8, steps // preset.val_times)
     model.train()
     for shards, counts in log.progress(stage, data.stream(batches, plan.workers(fabric.device)), steps, state["step"]):
         step = state["step"]

@@ -41,7 +41,7 @@ SAVE_EVERY = 60                 # seconds between checkpoints
 class Settings:
     """Everything that an arm may change; an arm of nanokimi/ledger.py names only what differs."""
     preset: str = "nano"
-    steps: int = 360                # of pre-training; 0: it begins from a finished run
+    steps: int = 300                # of pre-training; 0: it begins from a finished run
     documents: int = 48             # a step
     length: int = 192               # tokens in a packed row
     mix: dict = field(default_factory=lambda: dict(data.PRETRAIN))      # shares of documents by kind
@@ -148,7 +148,7 @@ def preset_of(s):
     preset = PRESETS[s.preset]
     vision = replace(preset.model.vision, frames=s.frames)
     return replace(preset, model=replace(preset.model, vision=vision), documents=s.documents, length=s.length, lr=s.lr, qk_clip=s.qk_clip,
-                   sft_steps=s.sft_steps)
+                   sft_steps=s.sft_steps, val_times=1)
 
 
 def build(s, media_pad):
@@ -318,7 +318,7 @@ def main():
         run_arm(run, note)
         evaluate.note_reading(run, split, note["problems"], "claims")
         values = measure(run, Settings(**note["settings"]), note["wanted"], split, note["problems"])
-        checkpoint.write_json(run / f"{split}.json", values)
+        checkpoint.write_json(run / f"{split}.json", values | {"machine": plan.machine(), "precision": note["precision"], "commit": plan.commit()})
 
 
 if __name__ == "__main__":

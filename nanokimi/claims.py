@@ -297,10 +297,15 @@ def write_results(args):
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
         minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
         longest |= {claim.name: round(max(seconds.values()) / 60, 1)} if seconds else {}
-    write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", "commit": plan.commit(),
-                          "machine": plan.machine(), "threads": 1, "side by side": args.jobs, "precision": args.precision,
+    write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", **origins(args.root), "threads": 1,
                           "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
                           "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})
+
+
+def origins(root):
+    """{"machine", "precision", "commit"} of the finished arms, several where seeds were trained on several machines."""
+    done = [json.loads(path.read_text()) for path in sorted(root.glob("*/*/test.json"))]
+    return {name: "; ".join(sorted({str(answers[name]) for answers in done})) for name in ("machine", "precision", "commit")}
 
 
 # ---- docs/CLAIMS.md --------------------------------------------------------------------------------------------------------------------
@@ -389,10 +394,10 @@ def section(claim, folder, content):
         chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
         tried = ", ".join(f"{rate:g}" for rate in claim.rates)
         lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
-        longest, jobs = content.get("longest", {}).get(claim.name), content.get("side by side")
+        longest = content.get("longest", {}).get(claim.name)
         took = f"About {claim.minutes:g} minutes of one core an arm and seed, estimated"
-        if longest:                                                      # of the machine: what an arm adds to the wait for all of them
-            took = f"At most {longest:g} minutes of one core an arm and seed, measured ({jobs} at a time: {longest / jobs:.1f} of the machine)"
+        if longest:
+            took = f"At most {longest:g} minutes an arm and seed, measured, each a process with one thread beside others"
         lines += [f"- {took}: `python -m nanokimi.claims {claim.name}`."]
     commands = dict.fromkeys(d["command"] for d in gaps if not d["command"].startswith("python -m nanokimi.claims"))
     lines += [f"- Numbers of `{command}`." for command in commands] + [""]
@@ -412,9 +417,8 @@ def write_docs(folder, path):
         lines += section(claim, folder, content)
     if content:
         lines += [f"Arms of {name}: {where}.\n" for name, where in content["elsewhere"].items()]
-        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}, one thread each, {content['side by side']} side by "
-                  f"side, {content['precision']}, seeds {content['seeds']}, commit {content['commit']}. Every started one: "
-                  "`results/claims_runs.jsonl`."]
+        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}; one thread each; {content['precision']}; seeds "
+                  f"{content['seeds']}; commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
     path.write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -86,6 +86,7 @@ class Preset:
     sft_length: int = 384           # a chat with a tool call is longer than a document
     sft_lr: float = 8e-4
     exam: int = 50                  # problems a row in train.py's own short evaluation
+    val_times: int = 8              # how often a stage asks val problems, its end included
     longctx_steps: int = 300        # --stage longctx; its rows are LONGER times as long as pre-training's
     longctx_documents: int = 48     # fewer than in pre-training where those would not fit a card
     longctx_lr: float = 1e-3

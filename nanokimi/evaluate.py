@@ -229,7 +229,8 @@ def quick(model, stage, documents, fabric):
     documents = sorted(documents, key=lambda item: len(item[1].ids))
     for start in range(0, len(documents), 64):
         rows = documents[start:start + 64]
-        batch = data.to_batch([[doc] for _, doc in rows], len(rows[-1][1].ids), 0, model.config.vision.patch).to(fabric.device)
+        batch = data.to_batch([[doc] for _, doc in rows], len(rows[-1][1].ids), 0, model.config.vision.patch)
+        types, batch = token_types(batch, rows, model.media_pad, model.config.vision.patch).to(fabric.device), batch.to(fabric.device)
         with fabric.autocast(), recorded_choices(model) as choices:
             hidden = model(batch)
             learned = batch.targets != -100
@@ -237,7 +238,7 @@ def quick(model, stage, documents, fabric):
             right[learned] = model.language.head(hidden[learned]).argmax(-1) == batch.targets[learned]
         for (row, _), good in zip(rows, right.all(1).tolist()):
             tally[names.index(row)] += torch.tensor([float(good), 1.0])
-        loads += expert_loads(token_types(batch, rows, model.media_pad, model.config.vision.patch), choices, cfg.experts)
+        loads += expert_loads(types, choices, cfg.experts)
     tally, loads = fabric.all_reduce(tally, reduce_op="sum"), fabric.all_reduce(loads, reduce_op="sum")
     return {"val": {row: right / asked for row, (right, asked) in zip(names, tally.tolist()) if asked},
             "load": {kind: loads[i].tolist() for i, kind in enumerate(("text", "image", "video")) if loads[i].any()}}
@@ -262,7 +263,7 @@ def token_types(batch, rows, media_pad, patch):
     types = (batch.segments > 0).long()
     for i, (_, doc) in enumerate(rows):
         kinds = [2 if clip.kind == "image" else 3 for clip in doc.clips for _ in range(clip.tokens(patch))]
-        types[i, batch.ids[i] == media_pad] = torch.tensor(kinds, device=types.device, dtype=types.dtype)
+        types[i, batch.ids[i] == media_pad] = torch.tensor(kinds, dtype=types.dtype)
     return types
 
 

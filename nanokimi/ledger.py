@@ -87,7 +87,7 @@ CLAIMS = [
           "all weights of MoonViT-3D are shared by pictures and clips; four frames become as many tokens as one (no ablation printed)",
           "names that training shows in pictures and in no clip are asked about in clips; encoder shared, a second one for clips, or every "
           "frame a picture of its own. All arms read the same documents; frames as pictures take more tokens",
-          shared={"mix": NAMES, "length": 768, "steps": 250},
+          shared={"mix": NAMES, "length": 768, "steps": 180},
           arms={"shared": {}, "separate": {"encoders": 2}, "frames": {"frames": 1}},
           compares=(Compare("names in clips that no clip showed", "shared", "separate", "> 0"),
                     Compare("names in pictures", "shared", "separate"),
@@ -119,7 +119,7 @@ CLAIMS = [
     Claim("zero-vision-questions", "zero-vision SFT needs pre-training that binds pictures to questions", "K2.5 2.2",
           "joint pre-training aligns vision and text well enough for text-only SFT (what in it does so is not said)",
           "0, 10 or 30 % of the pre-training documents ask questions about a picture; then the same text-only cold start",
-          shared={"mix": QUESTIONS_MIX, "steps": 320, "sft_steps": 100},
+          shared={"mix": QUESTIONS_MIX, "steps": 270, "sft_steps": 100},
           arms={"none": {"questions": 0.0}, "10 %": {"questions": 0.1}, "30 %": {"questions": 0.3}},
           compares=(Compare("pictures in chat", "10 %", "none", "> 0"), Compare("pictures in chat", "30 %", "none", "> 0"),
                     Compare("pictures in chat", "30 %", "10 %"), Compare("names in pictures", "30 %", "none")), minutes=3.5),
@@ -128,7 +128,7 @@ CLAIMS = [
           "in text knowledge (45.5 / 43.9 / 43.1)",
           "pictures and clips are 16 % of all documents in every arm: 16 % from the start, 32 % from half, or 80 % from 80 % of the steps; "
           "the path from easy to hard is walked by what there is to see. Equally many documents of each kind",
-          shared={"vision": 0.16, "documents": 72, "steps": 320},
+          shared={"vision": 0.16, "documents": 72, "steps": 270},
           arms={"early": {}, "mid": {"vision_from": 0.5}, "late": {"vision_from": 0.8}},
           compares=(Compare("pictures, loss", "early", "mid", "< 0"), Compare("pictures, loss", "early", "late", "< 0"),
                     Compare("clips, loss", "early", "late", "< 0"),

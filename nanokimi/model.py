@@ -127,6 +127,8 @@ def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
+    else:                                                               # in bf16 its gradients were NaN behind rows of padding (H200, torch 2.11)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     new_enough = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     experts = "grouped" if new_enough and hasattr(F, "grouped_mm") else "loop"
     attention = "sdpa" if device.type == "cuda" else "manual"
