@@ -132,14 +132,14 @@ def main():
     from nanokimi.report import stack_picture
     nano, hour, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text())
                                  for name in ("nano", "nano60", "rl", "long2short", "bench"))
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text("utf-8")
     for name, table in (("results", targets_table(nano)), ("bands", bands_table(nano)), ("rl", rl_table(rl)), ("l2s", l2s_table(l2s)),
                         ("bench", speed_table(bench))):
         text = fill(text, name, table)
-    (ROOT / "README.md").write_text(text)
+    (ROOT / "README.md").write_text(text, "utf-8")
     chinese = ROOT / "README.zh.md"
-    chinese.write_text(copy_generated(text, chinese.read_text()))
-    (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "nano60": hour, "rl": rl, "long2short": l2s}))
+    chinese.write_text(copy_generated(text, chinese.read_text("utf-8")), "utf-8")
+    (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "nano60": hour, "rl": rl, "long2short": l2s}), "utf-8")
     stack_picture(ROOT / "docs" / "stack.png")
     for run in sys.argv[1:2]:
         shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")

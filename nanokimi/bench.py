@@ -447,7 +447,7 @@ By kind of operator (the operator's own time):
 Operators with 1 % or more:
 
 {table(shares['named'])}
-""")
+""", encoding="utf-8")
 
 
 def main():

@@ -419,7 +419,7 @@ def write_docs(folder, path):
         lines += [f"Arms of {name}: {where}.\n" for name, where in content["elsewhere"].items()]
         lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}; one thread each; {content['precision']}; seeds "
                   f"{content['seeds']}; commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
-    path.write_text("\n".join(lines).rstrip() + "\n")
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def anchor(title):

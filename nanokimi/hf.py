@@ -192,7 +192,7 @@ def export(run: Path, folder: Path, stage: str | None = None, dtype: str = "fp32
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     model.expect(tokenizer)
     write_folder(model, tokenizer, folder, dtype, text_only)
-    (folder / "README.md").write_text(model_card(run, source.name, model, text_only))
+    (folder / "README.md").write_text(model_card(run, source.name, model, text_only), encoding="utf-8")
 
 
 def write_folder(model: NanoKimi, tokenizer: Tokenizer, folder: Path, dtype: str = "fp32", text_only: bool = False) -> None:
@@ -210,7 +210,7 @@ def write_folder(model: NanoKimi, tokenizer: Tokenizer, folder: Path, dtype: str
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         write_json(folder / file, content)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     bias = "e_score_correction_bias"                                     # decides which experts are chosen: stays fp32, as released
     save_file({key: x if key.endswith(bias) else x.to(DTYPES[dtype]) for key, x in tensors.items()}, folder / "model.partial",
               metadata={"format": "pt"})

@@ -308,7 +308,7 @@ def main():
     print(text)
     if args.readme:
         readme, marks = Path(__file__).parent.parent / "README.md", re.compile(r"(<!-- memory -->\n).*?(\n<!-- /memory -->)", re.S)
-        readme.write_text(marks.sub(lambda m: m[1] + text + m[2], readme.read_text()))
+        readme.write_text(marks.sub(lambda m: m[1] + text + m[2], readme.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def write(path, groups, tokenizer, iteration, most=12):
         rewards = " ".join(f"{reward:.2f}" for reward in group.rewards)
         parts.append(f"<p>wanted <b>{html.escape(group.problem.answer)}</b> · rewards {rewards}</p>")
         parts += [block(group, i, tokenizer) for i in dict.fromkeys((int(np.argmax(group.rewards)), int(np.argmin(group.rewards))))]
-    path.write_text("\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8")
 
 
 def picture(frame):

@@ -109,7 +109,7 @@ class Tokenizer:
         Path(directory).mkdir(parents=True, exist_ok=True)
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])]
         partial = Path(directory) / f"{FILE}.partial"
-        partial.write_text("".join(lines))
+        partial.write_text("".join(lines), encoding="utf-8")
         os.replace(partial, Path(directory) / FILE)                      # whole or not at all
 
     @classmethod

@@ -1,5 +1,6 @@
 """A hostile user: whatever is wrong with files, folders and options, the command lines say one sentence, end with exit code 2, and what was
 saved before is as it was."""
+import ast
 import errno
 import io
 import json
@@ -659,3 +660,13 @@ def test_any_json_is_an_example_or_one_sentence(good, tmp_path_factory, row):
         except errors.BadInput as error:
             assert "\n" not in errors.sentence(error)
         (folder / name).unlink()
+
+
+def test_text_is_written_in_an_encoding_that_is_named():
+    """Left to the system, Windows takes one that does not know every character a model may say. JSON is ASCII as Python writes it."""
+    root = Path(__file__).parent.parent
+    for path in [*root.glob("*.py"), *root.glob("nanokimi/**/*.py"), *root.glob("notebooks/exercises/*.py")]:
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "write_text":
+                named = len(call.args) == 2 or any(word.arg == "encoding" for word in call.keywords)
+                assert named or "json.dumps" in ast.unparse(call), f"{path.name}, line {call.lineno}: {ast.unparse(call)[:80]}"

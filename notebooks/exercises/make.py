@@ -33,14 +33,14 @@ def write_solutions(folder: Path) -> None:
     assert folder.resolve() != HERE, "this would overwrite the blanks: name another folder"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sources():
-        (folder / path.name).write_text(solution(path.read_text()))
+        (folder / path.name).write_text(solution(path.read_text("utf-8")), "utf-8")
         shutil.copy(HERE / f"test_{path.name}", folder)
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         for path in sources():
-            (HERE / path.name).write_text(blank(path.read_text()))
+            (HERE / path.name).write_text(blank(path.read_text("utf-8")), "utf-8")
     elif len(sys.argv) == 3 and sys.argv[1] == "solutions":
         write_solutions(Path(sys.argv[2]))
     else:
