@@ -1,6 +1,7 @@
 """Around the training loop: settings that a run keeps, how many steps fit the minutes, the log, Ctrl-C."""
 import copy
 import json
+import logging
 import os
 import platform
 import shutil
@@ -153,6 +154,8 @@ def make_fabric(settings):
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
     torch.set_num_threads(max(1, settings["threads"] // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
+    for package in ("fabric", "pytorch"):                                # what Fabric says through both is in our own first line
+        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     several = devices > 1 or settings.get("strategy") == "ddp"
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
     return Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=settings["precision"])
