@@ -24,6 +24,7 @@ from .checkpoint import read_json, write_json
 from .config import PRESETS
 from .errors import BadInput
 from .kernels import EXPERTS, experts_grouped, faster_dtype
+from .model import best_device
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
@@ -137,7 +138,7 @@ def base(run, stage):
 
 def default_devices(threads):
     """Two processes where there are two cores: small kernels leave threads waiting (measured: 1.2x)."""
-    return 1 if torch.cuda.is_available() or threads < 2 else 2
+    return 1 if best_device() == "cuda" or threads < 2 or os.name == "nt" else 2         # torch for Windows: not every build can meet others
 
 
 def workers(device):
@@ -158,7 +159,7 @@ def make_fabric(settings):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     several = devices > 1 or settings.get("strategy") == "ddp"
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
-    return Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=settings["precision"])
+    return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=settings["precision"])
 
 
 def agree(fabric, counts, stop):

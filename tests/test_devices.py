@@ -189,3 +189,14 @@ def test_what_both_processes_see_is_said_once(tmp_path, left):
     state.write_bytes(state.read_bytes()[:1000])
     output = finish(*TRAIN, "--run", run, code=2)
     assert output.count("delete that folder") == 1 and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_mac_trains_on_its_cpu(monkeypatch, devices):
+    """Left to choose, Fabric takes Apple's GPU, which knows no grouped experts and only one process."""
+    from lightning.fabric.accelerators.mps import MPSAccelerator
+
+    from nanokimi import plan
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    fabric = plan.make_fabric({"devices": devices, "threads": 2, "precision": "32-true"})
+    assert fabric.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
