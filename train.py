@@ -5,7 +5,7 @@
     python train.py --stage longctx          then, if wanted: a context four times as long, before the cold start
     python train.py --data DIR               then: your own text, chats, captioned pictures and clips
 
-Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same.
+Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same on a CPU.
 Left out on purpose: memory-mapped data (the world is generated), several machines, an evaluation that costs more than a minute.
 """
 import argparse
