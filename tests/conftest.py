@@ -1,7 +1,11 @@
-"""What every test process needs: one thread, and the slow files first, so that no process ends up waiting for the other's."""
+"""What every test process needs: one thread, no GPU unless it is what is tested, and the slow files first, so that no process ends up waiting
+for the other's."""
 import os
+import sys
 
 os.environ["OMP_WAIT_POLICY"] = "passive"                                # before torch: a thread that waits leaves its core to the other test process
+if not any("test_gpu" in argument for argument in sys.argv) and "PYTEST_XDIST_WORKER" not in os.environ:         # a worker has what its parent set
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""                              # bit by bit holds on a CPU only
 
 import pytest
 import torch

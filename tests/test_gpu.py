@@ -1,4 +1,5 @@
-"""The GPU's path against the CPU's, which all other tests hold against references. Without a GPU there is nothing to ask."""
+"""The GPU's path against the CPU's, which all other tests hold against references: python -m pytest tests/test_gpu.py where there is one; together
+with other tests, which hide it, there is nothing to ask."""
 import copy
 import json
 import signal
