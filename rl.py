@@ -20,8 +20,9 @@ import torch
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, MOST_THREADS, command, fail, number, reading
+from nanokimi.kernels import best_device
 from nanokimi.learner import Learner, muon
-from nanokimi.model import best_device, load, save
+from nanokimi.model import load, save
 from nanokimi.muon import AdamW
 from nanokimi.panel import Panel, summary
 from nanokimi.policy import OBJECTIVES, length_weight

@@ -223,6 +223,8 @@ def interactive(chat: Chat) -> None:
 def main(arguments=None) -> int:
     """Exit code: 0, or 2 for what the user can put right."""
     options = parse_arguments(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")                                # a pipe on Windows does not know every character
     try:
         engine, about = open_engine(chosen_run(options.run), options.device, options.stage)
         write = writer(options.plain)

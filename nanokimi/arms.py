@@ -22,7 +22,8 @@ from . import checkpoint, data, evaluate, own, plan
 from .config import PRESETS
 from .engine import Engine
 from .errors import command
-from .model import NanoKimi, best_device, choose_kernel, load, save
+from .kernels import best_device
+from .model import NanoKimi, choose_kernel, load, save
 from .muon import AdamW, MuonClip
 from .rollout import content_of, question_content
 from .tokenizer import Learn, Tokenizer

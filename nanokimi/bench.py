@@ -4,6 +4,7 @@ Rows of results/bench.json. Each pair takes turns, and the median of the ratios 
 """
 import argparse
 import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -417,6 +418,8 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 def peak_memory():
     """nano_peak_gb: the most memory that one process of `python train.py --steps 60` holds, libraries included, as Linux counts it from the
     program's start (a parent's own memory must not count: ru_maxrss is inherited)."""
+    if not Path("/proc/self/status").exists():
+        return {}
     with tempfile.TemporaryDirectory() as run:
         done = subprocess.run([sys.executable, "-c", PEAK, "--run", run, "--steps", "60", "--stage", "pretrain", "--devices", "1"], check=True,
                               capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -456,6 +459,7 @@ def main():
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     parser.add_argument("--out", type=Path, default=RESULTS)
     args, commit = parser.parse_args(), plan.commit()                    # now: the files that this writes make the tree dirty
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""                              # all rows are about the CPU
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     preset = PRESETS["nano"]

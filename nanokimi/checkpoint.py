@@ -30,7 +30,7 @@ def restore_optimizer(optimizer, tensors):
         p = optimizer.param_groups[int(g)]["params"][int(i)]
         if value.dim() and value.shape != p.shape:
             raise ValueError(f"{name} is {tuple(value.shape)}, its parameter {tuple(p.shape)}")
-        optimizer.state[p][key] = value.to(p.device)
+        optimizer.state[p][key] = value.to(p.device, copy=True)         # not a view of the file, which is to be deleted
 
 
 def write_json(path, content):
@@ -45,7 +45,7 @@ def read_json(path, *names):
     if not Path(path).is_file():                                         # a pipe or a device would be read for ever
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with reading(path):
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8"))
         missing = [name for name in names if name not in content]
         if missing or not isinstance(content, dict):
             raise ValueError(f"it has no {missing[0]}" if missing else "it is no JSON object")
@@ -99,7 +99,7 @@ def save(folder, step, model, optimizer, extra):
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step, **extra}) + "\n")
     for file in partial.iterdir():                                      # on disk before the rename says so
-        with open(file, "rb") as handle:
+        with open(file, "r+b") as handle:                               # Windows flushes only what may be written
             os.fsync(handle.fileno())
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)

@@ -27,6 +27,7 @@ from scipy import stats
 from . import data, plan
 from .arms import Settings, preset_of
 from .checkpoint import read_json, read_rows, write_json
+from .kernels import best_device
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
 
@@ -174,7 +175,8 @@ def run_all(args, runs, split):
                 end(args, process, *running.pop(process))
     except KeyboardInterrupt:
         for process in running:
-            process.send_signal(signal.SIGINT)
+            if os.name != "nt":                                          # on Windows the console's Ctrl-C has reached them already
+                process.send_signal(signal.SIGINT)
         for process, (run, started) in running.items():
             process.wait()
             note(args, "stopped", run, seconds=time.time() - started)
@@ -202,7 +204,7 @@ def end(args, process, run, started):
 
 def note(args, event, run, **more):
     """A line of claims_runs.jsonl: nothing that was started is left out."""
-    name = str(run.relative_to(args.root))
+    name = run.relative_to(args.root).as_posix()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(args.out.with_name(f"{args.out.stem}_runs.jsonl"), "a") as file:
         file.write(json.dumps({"event": event, "run": name, "time": round(time.time()), "commit": plan.commit(), **more}) + "\n")
@@ -439,7 +441,8 @@ def arguments(argv=None):
     add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
     add("--out", type=Path, default=ROOT / "results" / "claims.json")
     add("--problems", type=int, default=500, help="a row of the exam")
-    add("--jobs", type=int, default=plan.cores(), help="arms at a time, one thread each")
+    add("--jobs", type=int, default=2 if best_device() == "cuda" else plan.cores(),
+        help="arms at a time, one thread each (default: as many as cores; 2 on a GPU)")
     add("--preset", choices=["nano", "micro"], default="nano", help="micro: to see that everything runs")
     add("--docs", action="store_true", help="only write docs/CLAIMS.md")
     args = parser.parse_args(argv)

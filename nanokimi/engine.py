@@ -198,7 +198,7 @@ class Engine:
                             room=max(limits[row] - len(said[row]) for row in lines.rows + new))
             steps = [min(len(said[row]), max(limits) - 1) for row in lines.rows]
             tokens, logprobs = self._choose(lines.hidden, temperature, None if uniforms is None else uniforms[lines.rows, steps])
-            for row, token, logprob in zip(lines.rows, *torch.stack([tokens.double(), logprobs.double()]).tolist()):
+            for row, token, logprob in zip(lines.rows, *torch.stack([tokens.float(), logprobs]).tolist()):
                 if logprob != logprob:
                     raise BadInput("the model's output is not a number: its training diverged; take another stage, or train again.")
                 if not ended[row]:                                              # one that ended runs on until it is dropped

@@ -20,7 +20,8 @@ from . import data, plan, report
 from .checkpoint import read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, BadInput, command, number
-from .model import best_device, load
+from .kernels import best_device
+from .model import load
 from .rollout import MAX_NEW, begin, content_of, example_chat, respond
 from .tokenizer import Rendered
 from .world import exam

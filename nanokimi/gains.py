@@ -16,7 +16,8 @@ from .checkpoint import read_rows
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
-from .model import best_device, load
+from .kernels import best_device
+from .model import load
 from .rollout import content_of
 from .world import exam
 

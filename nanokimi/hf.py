@@ -68,7 +68,7 @@ def tokenizer_json(tokenizer: Tokenizer, video: bool) -> dict:
 
 def read_tokenizer(folder: Path, patch: int) -> Tokenizer:
     """The tokenizer of a folder. BadInput if it is not one of ours."""
-    content = json.loads(existing(folder / "tokenizer.json").read_text())
+    content = json.loads(existing(folder / "tokenizer.json").read_text("utf-8"))
     back = {letter: byte for byte, letter in byte_letters().items()}
     special = {token["content"]: token["id"] for token in content["added_tokens"]}
     vocab = content["model"]["vocab"]

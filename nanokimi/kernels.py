@@ -24,12 +24,25 @@ def keep_freed_memory() -> bool:
 
 
 @lru_cache
+def best_device() -> str:
+    """What programs compute on where nobody says it: the first NVIDIA GPU, else the CPU. A GPU that is too old for this torch says so once."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+        return "cuda"
+    except RuntimeError as error:
+        print(f"note: computing on the CPU, as the GPU cannot be used: {str(error).splitlines()[0]}")
+        return "cpu"
+
+
+@lru_cache
 def faster_dtype() -> torch.dtype:
-    """bfloat16 where its matmuls beat fp32's by 1.5x (AMX, AVX512-BF16, a GPU), else float32; timed once a process, for a moment.
+    """bfloat16 where its matmuls beat fp32's by 1.5x (AMX, AVX512-BF16), timed once a process, for a moment, or where a GPU has it; else float32.
 
     Where a processor does not know bfloat16 (AVX2 only, as in many laptops), its matmuls are emulated and twenty times slower."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if best_device() == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     seconds = {dtype: matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return torch.bfloat16 if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else torch.float32
 

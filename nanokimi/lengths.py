@@ -17,8 +17,9 @@ from . import plan
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
+from .kernels import best_device
 from .long2short import LONGEST, METHODS, merge
-from .model import best_device, load
+from .model import load
 from .report import save_png, style, wilson_interval
 from .rollout import chat_prompt, content_of
 from .tokenizer import Rendered

@@ -19,8 +19,9 @@ from . import data, plan, rollout
 from .checkpoint import read_json, write_json
 from .engine import Engine, engine_of
 from .errors import MOST_SEED, MOST_THREADS, BadInput, number
+from .kernels import best_device
 from .learner import Learner, batches_of, muon
-from .model import NanoKimi, best_device, load, save
+from .model import NanoKimi, load, save
 from .muon import wsd
 from .policy import budget, toggle
 from .rollout import Group
@@ -146,7 +147,7 @@ def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
         shards, counts = batches[step]
         for batch in shards:
             batch.denominator, batch.rows = counts["targets"], counts["rows"]
-            loss, _ = learner.model.loss(batch)
+            loss, _ = learner.model.loss(batch.to(learner.device))
             loss.backward()
         learner.step()
     learner.model.requires_grad_(True)

@@ -117,11 +117,6 @@ def with_language(model: NanoKimi, **changes) -> NanoKimi:
     return new.to(device).train(model.training)
 
 
-def best_device() -> str:
-    """What programs compute on where nobody says it: the first GPU, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
     """Sets the expert and attention kernels this device can run; returns their names for the log. On a CPU also tunes malloc."""
     device = torch.device(device)

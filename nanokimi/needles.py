@@ -20,7 +20,8 @@ from . import data, plan
 from .engine import Engine
 from .errors import MOST_THREADS, BadInput, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
-from .model import best_device, load, with_language
+from .kernels import best_device
+from .model import load, with_language
 from .report import INK, MUTED, save_png, style
 from .tokenizer import Rendered, Tokenizer
 from .world.long import NEEDLES

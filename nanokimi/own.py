@@ -26,9 +26,10 @@ from .checkpoint import newest_stage, read_json, write_json
 from .engine import Engine, engine_of
 from .errors import BadInput, command, reading
 from .evaluate import ask_chat
+from .kernels import best_device
 from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
-from .model import best_device, load, save
+from .model import load, save
 from .muon import wsd
 from .rollout import content_of, example_chat
 from .tokenizer import Rendered, Tokenizer
@@ -63,7 +64,8 @@ def read(folder: Path, tokenizer: Tokenizer, vision) -> list[Example]:
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder")
     found = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    hidden = lambda path: any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)       # a Mac leaves some
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not hidden(path)):
         name, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
         if path.name == "metadata.jsonl":
             found += [shown(where, row, path.parent, tokenizer, vision) for where, row in lines_of(path, name)]

@@ -12,6 +12,7 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,8 +24,7 @@ from . import checkpoint, data
 from .checkpoint import read_json, write_json
 from .config import PRESETS
 from .errors import BadInput
-from .kernels import EXPERTS, experts_grouped, faster_dtype
-from .model import best_device
+from .kernels import EXPERTS, best_device, experts_grouped, faster_dtype
 from .muon import MuonClip, qk_clip
 
 console = Console(stderr=False, highlight=False)
@@ -43,12 +43,14 @@ def machine():
     info = Path("/proc/cpuinfo")
     if info.exists():
         name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
-    gpu = f" and {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    gpu = f" and {torch.cuda.get_device_name()}" if best_device() == "cuda" else ""
     return f"{name}{gpu}, {cores()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def commit():
-    """The repository's commit (with -dirty where files were changed since), or None outside of one."""
+    """The repository's commit (with -dirty where files were changed since), or None outside of one and without git."""
+    if not shutil.which("git"):
+        return None
     out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return out.stdout.strip() or None
 
@@ -92,9 +94,11 @@ def check_settings(path, settings):
     for name, good in fine.items():
         if not good(settings[name]):
             raise BadInput(f"{path} cannot be used ({name} is {settings[name]!r}): put it back as it was, or name another folder.")
-    compiler = os.environ.get("CXX", "g++")
-    if settings["compile"] and not torch.cuda.is_available() and not shutil.which(compiler):
+    compiler = os.environ.get("CXX", "cl" if os.name == "nt" else "g++")
+    if settings["compile"] and best_device() == "cpu" and not shutil.which(compiler):
         raise BadInput(f"--compile needs a C++ compiler on a CPU, and there is no {compiler}: install one, or leave --compile away.")
+    if settings["compile"] and best_device() == "cuda" and not find_spec("triton"):
+        raise BadInput("--compile needs triton on a GPU, which torch for this system does not bring: leave --compile away.")
 
 
 def hold(run):

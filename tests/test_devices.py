@@ -200,3 +200,56 @@ def test_a_mac_trains_on_its_cpu(monkeypatch, devices):
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     fabric = plan.make_fabric({"devices": devices, "threads": 2, "precision": "32-true"})
     assert fabric.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_gpu_that_is_too_old_is_left_alone(monkeypatch, capsys):
+    from nanokimi.kernels import best_device
+
+    def too_old(*shape, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+    best_device.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True), monkeypatch.setattr(torch, "ones", too_old)
+    try:
+        assert best_device() == "cpu" and "no kernel image is available for execution on the device\n" in capsys.readouterr().out
+    finally:
+        best_device.cache_clear()
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    from nanokimi import plan
+    monkeypatch.setenv("PATH", "")
+    assert plan.commit() is None
+
+
+def linear_with_state():
+    """A model with an optimizer that has taken a step."""
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_checkpoint_is_flushed_as_windows_wants_it(monkeypatch, tmp_path):
+    """Windows flushes no file that was opened for reading."""
+    import fcntl
+
+    from nanokimi import checkpoint
+
+    def flush(number):
+        assert fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY, "OSError: [Errno 9] Bad file descriptor"
+    monkeypatch.setattr(os, "fsync", flush)
+    checkpoint.save(tmp_path, 1, *linear_with_state(), {})
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux which files are mapped")
+def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path):
+    """Windows deletes no file that a tensor still looks into."""
+    from nanokimi import checkpoint
+    model, optimizer = linear_with_state()
+    checkpoint.save(tmp_path, 1, model, optimizer, {})
+    kept = {name: x.clone() for name, x in checkpoint.flatten_optimizer(optimizer).items()}
+    optimizer.state.clear()
+    assert checkpoint.resume(tmp_path, model, optimizer) == {"step": 1}
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert kept and all(torch.equal(x, kept[name]) for name, x in checkpoint.flatten_optimizer(optimizer).items())

@@ -151,6 +151,15 @@ def test_both_styles_see_the_same_chats(base):
     assert thought["long"] > 1.5 * thought["brief"], thought
 
 
+def test_chats_go_where_the_model_is(monkeypatch):
+    moved, model = [], ENGINE.model
+    monkeypatch.setattr(data.Batch, "to", lambda batch, device: moved.append(device) or batch)
+    monkeypatch.setattr(Learner, "step", lambda learner: None)
+    long2short.teach(Learner(model, TOK, muon(model, 1e-4)), "long", 1, seed=0)
+    model.zero_grad()
+    assert moved == [model.language.head.weight.device] * data.SHARDS
+
+
 def test_checked_thinking_ends_in_what_it_is_about():
     problem = Problem("counting", "text", (), "how many?", "2", "from left to right: red star 1, ring, blue star 2. stars: 2.")
     seen = {data.checked_thinking(problem, RNG(seed)) for seed in range(60)}

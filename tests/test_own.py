@@ -70,6 +70,9 @@ def test_files_as_people_have_them(tmp_path, tokenizer):
     """A byte order mark, U+2028 inside a string, a folder called like a file, capitals, a long line, an animated webp."""
     (tmp_path / "notes.md").mkdir()
     (tmp_path / "A.TXT").write_bytes(b"\xef\xbb\xbfhello")
+    for name in ("._A.TXT", "__MACOSX/A.TXT", ".git/x.md"):              # what a Mac's zip and git leave beside
+        put(tmp_path, name, "")
+        (tmp_path / name).write_bytes(b"\x00\xff")
     put(tmp_path, "b.jsonl", json.dumps({"text": "one\u2028line"}, ensure_ascii=False) + "\n" + json.dumps({"text": "word " * 3000}))
     frames = [Image.new("RGB", (16, 16), (40 * i, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)

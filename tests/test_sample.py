@@ -1,6 +1,7 @@
 """sample.py and media loading: tiny files, clear errors, a terminal that the model cannot steer."""
 import argparse
 import builtins
+import io
 import os
 import sys
 from fractions import Fraction
@@ -15,6 +16,7 @@ from nanokimi import media
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.data import prepared
 from nanokimi.engine import Response
+from nanokimi.errors import BadInput
 from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import NanoKimi, save
 from nanokimi.tokenizer import SPECIALS, Tokenizer, timestamp
@@ -356,3 +358,16 @@ def test_special_text_from_the_user_is_text(run):
 
 def test_the_model_cannot_steer_the_terminal():
     assert sample.clean("a\x1b[2Jb\x07\r\u202ec\n\td") == "a[2Jbc\n\td"
+
+
+def test_a_pipe_that_does_not_know_every_character(monkeypatch):
+    """As on Windows: the model may say what the system's encoding has no byte for."""
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+
+    def answer(*_):
+        sample.writer(plain=True)("\ufffd \u597d")
+        raise BadInput("enough")
+    monkeypatch.setattr(sample, "open_engine", answer)
+    assert sample.main(["hello"]) == 2
+    assert pipe.buffer.getvalue() == b"? ?"
