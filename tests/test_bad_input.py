@@ -40,7 +40,7 @@ def quick():
     """Trainings here are a few steps: no val documents, no process that makes data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "quick_documents", lambda *_: [])
-        patch.setattr(data, "stream", lambda batches: (batches[i] for i in range(len(batches))))
+        patch.setattr(data, "stream", lambda batches, workers: (batches[i] for i in range(len(batches))))
         yield
 
 
