@@ -159,8 +159,7 @@ def make_fabric(settings):
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
     torch.set_num_threads(max(1, settings["threads"] // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
-    for package in ("fabric", "pytorch"):                                # what Fabric says through both is in our own first line
-        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)     # precision and cards: they are in our own first line
     several = devices > 1 or settings.get("strategy") == "ddp"
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
     return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=settings["precision"])
