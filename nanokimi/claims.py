@@ -287,7 +287,7 @@ def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
-    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}}
+    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}, "minutes": {}, "longest": {}}
     rows, differences, rates, minutes, longest, elsewhere = [], [], {}, {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
@@ -295,10 +295,11 @@ def write_results(args):
             more, gaps, chosen = published(kept, claim)
             if more:
                 elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
-        seconds = seconds_taken(lines, claim.name)
+            if claim.name in kept["minutes"]:                            # of what was published, not of arms that came to nothing here
+                minutes[claim.name], longest[claim.name] = kept["minutes"][claim.name], kept["longest"][claim.name]
+        elif seconds := seconds_taken(lines, claim.name):
+            minutes[claim.name], longest[claim.name] = round(seconds.total() / 60, 1), round(max(seconds.values()) / 60, 1)
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
-        minutes |= {claim.name: round(seconds.total() / 60, 1)} if seconds else {}
-        longest |= {claim.name: round(max(seconds.values()) / 60, 1)} if seconds else {}
     write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", **origins(args.root), "threads": 1,
                           "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
                           "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})

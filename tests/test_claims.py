@@ -352,9 +352,11 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     assert claims.best_rate(args, claim, "a") == best["a"], "rates are those of the first seed, whichever is asked for"
     shutil.rmtree(root / "tiny")                                         # as in a clone, whose runs/ is empty
     args.precision = "32-true"
+    claims.note(args, "started", root / "tiny" / "a-7", anew=True, settings={})                                          # and never ended
+    claims.note(args, "stopped", root / "tiny" / "a-7", seconds=6000)
     claims.write_results(args)
     kept = json.loads(out.read_text())
-    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates")), "what others measured was thrown away"
+    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates", "minutes", "longest")), "what others measured was thrown away"
     assert kept["elsewhere"] == {"tiny": f"{published['machine']}, commit {published['commit']}"}
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
     assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text()
