@@ -150,7 +150,7 @@ def reinforce(args, run, then_shorten=True):
     settle(folder, args)
     finished = (folder / "model.safetensors").exists()
     model = load(folder if finished else run / args.start, best_device()).train()
-    engine = engine_of(run, model)                               # one set of weights samples and learns
+    engine = engine_of(run, model)                                       # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)
         checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])

@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -52,10 +51,9 @@ def update(model, optimizer, shards):
 def training(preset, tokenizer, compiled, steps):
     """Medians of `steps` steps."""
     batches = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 2 * BATCHES, BATCHES)
-    workers = plan.workers(SimpleNamespace(type="cuda"))
-    made, started = [], time.perf_counter()
-    for item in data.stream(batches, workers):
-        made.append(item)
+    workers = plan.workers(torch.device("cuda"))
+    started = time.perf_counter()
+    made = list(data.stream(batches, workers))
     making = (time.perf_counter() - started) / len(made)
     torch.manual_seed(0)
     model = NanoKimi(preset.model, tokenizer.media_pad).train().cuda()
@@ -64,7 +62,8 @@ def training(preset, tokenizer, compiled, steps):
         plan.compile_layers(model)
     optimizer = MuonClip(model.named_parameters(), lr=1e-4, ns_dtype=torch.bfloat16)
     started = time.perf_counter()
-    rows = [update(model, optimizer, made[i % len(made)][0]) for i in range(WARM + len(made))]           # every shape was seen once
+    for i in range(WARM + len(made)):                                    # every shape was seen once
+        update(model, optimizer, made[i % len(made)][0])
     warming = time.perf_counter() - started
     rows = [update(model, optimizer, made[i % len(made)][0]) for i in range(steps)]
     forward, rest, passing, stepping = zip(*rows)

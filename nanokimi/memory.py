@@ -202,11 +202,14 @@ def generation(model: NanoKimi, ledger: Ledger, engine: Engine, contexts: list, 
     return Need(weights, 0, kept, 0, logits, latents, ledger.peak - weights - kept - logits - latents)
 
 
-as_on_a_gpu = lambda function: patch.dict(muon.CHUNK, cpu=muon.CHUNK["cuda"])(          # that is how it cuts its work
-    patch.dict(TokenLogProbs.CHUNK, cpu=TokenLogProbs.CHUNK["cuda"])(function))
+@contextmanager
+def cut_as_on_a_gpu():
+    """Newton-Schulz and log-probabilities take as much at a time as on a GPU, though tensors are called the CPU's."""
+    with patch.dict(muon.CHUNK, cpu=muon.CHUNK["cuda"]), patch.dict(TokenLogProbs.CHUNK, cpu=TokenLogProbs.CHUNK["cuda"]):
+        yield
 
 
-@as_on_a_gpu
+@cut_as_on_a_gpu()
 def pretraining(preset: Preset, tokenizer: Tokenizer) -> tuple[Need, Need]:
     """Needs of a shard and of the optimizer's step."""
     batch, _ = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 100).shard(99, 0)
@@ -214,7 +217,7 @@ def pretraining(preset: Preset, tokenizer: Tokenizer) -> tuple[Need, Need]:
         return training(shell(preset, tokenizer.media_pad).train(), ledger, batch, half=True)
 
 
-@as_on_a_gpu
+@cut_as_on_a_gpu()
 def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
     """What each stage of a preset needs on a GPU, as train.py (in bf16), rl.py and sample.py run it there."""
     vision, pad, out = preset.model.vision, tokenizer.media_pad, {}
