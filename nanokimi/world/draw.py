@@ -167,6 +167,14 @@ def pictogram_sprite(name, size):
     return make_sprite(rgba[..., :3] * alpha[..., None], alpha)
 
 
+@lru_cache(maxsize=2048)
+def pictogram_bounds(name, size):
+    """What is drawn of a pictogram within its sprite: left, top, right, bottom edges in pixels. Few drawings fill their square."""
+    drawn = pictogram_sprite(name, size).keep[..., 0] < 0.5
+    rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def draw_pictogram(canvas, name, cx, cy, size):
     """Draws a pictogram in place, snapped to whole pixels; size = longest side."""
     size = max(3, round(size))

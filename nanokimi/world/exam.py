@@ -16,7 +16,7 @@ import numpy as np
 from . import problems as world, tools, verify
 from .types import Clip, Image
 
-VERSION = 4
+VERSION = 5
 
 
 def _pick(problems, rng, wanted):

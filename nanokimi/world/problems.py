@@ -47,7 +47,7 @@ def plural(word):
 
 
 def count_question(rng, things):
-    """How many objects, stars, or red objects: (words, the things that count)."""
+    """How many objects, stars, or red shapes: (words, the things that count). A pictogram has no one colour, so it is an object, no shape."""
     shapes = [t for t in things if t.colour]
     kind_of = rng.choice(["all", "kind", "colour"] if shapes else ["all"])
     if kind_of == "all":
@@ -55,7 +55,7 @@ def count_question(rng, things):
     chosen = shapes[rng.integers(len(shapes))]
     if kind_of == "kind":
         return plural(chosen.kind), [t for t in things if t.kind == chosen.kind]
-    return f"{chosen.colour} objects", [t for t in things if t.colour == chosen.colour]
+    return f"{chosen.colour} shapes", [t for t in things if t.colour == chosen.colour]
 
 
 def count_aloud(scene, words, counted):
@@ -90,7 +90,7 @@ def place_questions(scene, i, rng):
     rows = [("grounding", f"where is the {thing.name}?", scene.caption, " ".join(map(str, thing.box(scene.width, scene.height))), "box")]
     if thing.colour:
         spots = [t.centre(scene.width, scene.height) for t in things if t.colour == thing.colour]
-        rows.append(("grounding", f"point to the {thing.colour} objects.", scene.caption, ", ".join(f"{x} {y}" for x, y in spots), "points"))
+        rows.append(("grounding", f"point to the {thing.colour} shapes.", scene.caption, ", ".join(f"{x} {y}" for x, y in spots), "points"))
     side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
     if 0 <= j < len(things):
         rows.append(("reasoning", f"what is next to the {thing.name} on the {side}?",
@@ -142,7 +142,7 @@ def counting_problems(rng, split, level=1.0):
     extra = int(rng.integers(0, 7 - target)) if other else 0
     kinds = [same[rng.integers(len(same))] for _ in range(target)] + [other[rng.integers(len(other))] for _ in range(extra)]
     scene = sample_scene(rng, split, kinds=[kinds[i] for i in rng.permutation(len(kinds))], sides=(32, 96) if len(kinds) < 4 else (40, 96))
-    words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} objects"}[mode]
+    words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} shapes"}[mode]
     asked = {words: [t for t in scene.things if matches((t.colour, t.kind))]}
     if split == "train":                                             # two more questions about the same picture cost next to nothing
         asked |= dict(count_question(rng, scene.things) for _ in range(2))
@@ -337,7 +337,7 @@ def placed_problems(rng, split):
     if names.count(names[i]) == 1 and rng.random() < 0.5:
         return [Problem("grounding", "text", listed(boxes), f"where is the {names[i]}?", boxes[i], scene.caption, "box")]
     same = ", ".join(spot for spot, t in zip(spots, scene.things) if t.colour == colour)
-    return [Problem("grounding", "text", listed(spots), f"point to the {colour} objects.", same, scene.caption, "points")]
+    return [Problem("grounding", "text", listed(spots), f"point to the {colour} shapes.", same, scene.caption, "points")]
 
 
 # ---- text: arithmetic, drawing programs ---------------------------------------------------------------------------

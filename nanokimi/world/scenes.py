@@ -35,11 +35,18 @@ class Thing:
         """x y in 0..99 of the picture's width and height."""
         return int(self.cx * 100 / width), int(self.cy * 100 / height)
 
+    def edges(self):
+        """Left, top, right, bottom of what is drawn, in pixels."""
+        half = self.size / 2
+        if self.colour:
+            return self.cx - half, self.cy - half, self.cx + half, self.cy + half
+        left, top = round(self.cx - half), round(self.cy - half)                     # as draw_pictogram places it
+        x0, y0, x1, y1 = draw.pictogram_bounds(self.kind, int(self.size))
+        return left + x0, top + y0, left + x1, top + y1
+
     def box(self, width, height):
         """x0 y0 x1 y1 in 0..99 of the picture's width and height."""
-        half = self.size / 2
-        edges = ((self.cx - half) / width, (self.cy - half) / height, (self.cx + half) / width, (self.cy + half) / height)
-        return tuple(int(np.clip(edge * 100, 0, 99)) for edge in edges)
+        return tuple(int(np.clip(100 * edge / side, 0, 99)) for edge, side in zip(self.edges(), (width, height) * 2))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def twin_context(posed, rng):
 # ---- exact pixels ------------------------------------------------------------------------------------------------------------------
 
 def pose_pixels(rng, split):
-    """The values at one place, or how many dark pixels a box holds."""
+    """The values at one place, or how many pixels of a box are darker than a bound."""
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
     pixels = scene.picture(rng).pixels
     x, y = int(rng.integers(0, scene.width - 1)), int(rng.integers(0, scene.height - 1))
@@ -50,7 +50,7 @@ def pose_pixels(rng, split):
                      str(tuple(map(int, pixels[y, x]))), scene.names)
     x1, y1 = int(rng.integers(x + 1, min(scene.width, x + 40) + 1)), int(rng.integers(y + 1, min(scene.height, y + 40) + 1))
     dark = int((pixels[y:y1, x:x1].astype(int).sum(-1) < 300).sum())
-    return Posed(pixels, f"how many dark pixels are in the box {x} {y} {x1} {y1}?",
+    return Posed(pixels, f"how many pixels with a sum below 300 are in the box {x} {y} {x1} {y1}?",
                  f"print(sum(sum(p) < 300 for p in img.pixels(({x}, {y}, {x1}, {y1}))))", str(dark), scene.names)
 
 
@@ -70,7 +70,7 @@ def pose_illusion(rng, split):
     answer = "first" if first > second else "second" if second > first else "same"
     code = (f"a, b = [img.pixels((x, y, x + 1, y + 1))[0] for x, y in [({x0}, {y0}), ({x1}, {y1})]]\n"
             "print('first' if a > b else 'second' if b > a else 'same')")
-    return Posed(draw.finish(canvas), f"which grey is lighter, the first at {x0} {y0} or the second at {x1} {y1}?", code, answer,
+    return Posed(draw.finish(canvas), f"which grey is lighter, first at {x0} {y0}, second at {x1} {y1}, or same?", code, answer,
                  "grey square, grey square")
 
 
@@ -124,7 +124,7 @@ def pose_maze(rng, split):
         steps = maze_steps(free)
     cells = np.where(free, 220, 40).astype(np.uint8)
     pixels = np.repeat(cells.repeat(8, 0).repeat(8, 1)[..., None], 3, -1)
-    return Posed(pixels, f"how long is the way through this maze of {width} x {height} cells of 8 pixels?",
+    return Posed(pixels, f"how many moves lead through this maze of {width} x {height} cells of 8 pixels?",
                  MAZE.format(w=width, h=height), str(steps), "maze")
 
 

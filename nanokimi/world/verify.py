@@ -7,23 +7,26 @@ import re
 from collections import Counter
 from itertools import permutations
 
-import numpy as np
-
 from nanokimi.sandbox import Sandbox
 from . import draw
 
 POINT_SIGMA = 8                 # hundredths of the picture's side (ours)
-MOST_PLACES = 7                 # in an answer: all matchings are tried
+MOST_MATCHED = 7                # things in an answer: all matchings are tried
 
 
 def normalise(text):
     """Lower case, single spaces, no full stop at the end."""
-    return " ".join(text.lower().split()).strip(" .")
+    return " ".join(text.lower().split()).rstrip(" .")
+
+
+def listed(text):
+    """normalise, and lists without brackets and with one space after a comma: (1,2) and [1, 2] say the same."""
+    return re.sub(r"\s*,\s*", ", ", normalise(re.sub(r"[()\[\]]", " ", text)))
 
 
 def exact(answer, truth):
     """1 if the same words, else 0."""
-    return float(normalise(answer) == normalise(truth))
+    return float(listed(answer) == listed(truth))
 
 
 def caption_f1(answer, truth):
@@ -46,10 +49,10 @@ def places(text, size):
     return [[int(number) for number in part] for part in parts] if good else None
 
 
-def matched_f1(answer, truth, size, similar):
-    """F1 with the best one-to-one matching of the places in answer and truth; similar(a, b) in [0, 1] replaces a hit (K2.5 4.4.2)."""
-    got, want = places(answer, size), places(truth, size)
-    if got is None or len(got) > MOST_PLACES:
+def matched_f1(got, want, similar):
+    """F1 with the best one-to-one matching of the things in two lists; similar(a, b) in [0, 1] replaces a hit (K2.5 4.4.2). No list
+    (None), or one that is too long, scores 0."""
+    if got is None or len(got) > MOST_MATCHED:
         return 0.0
     few, many = sorted((got, want), key=len)
     best = max(sum(similar(a, b) for a, b in zip(few, order)) for order in permutations(many, len(few)))
@@ -68,13 +71,13 @@ def iou(a, b):
 
 def box(answer, truth):
     """Boxes `x0 y0 x1 y1` in hundredths of the picture: IoU-F1 (K2.5 4.4.2), which for one box is its IoU."""
-    return matched_f1(answer, truth, 4, iou)
+    return matched_f1(places(answer, 4), places(truth, 4), iou)
 
 
 def points(answer, truth):
     """Points `x y` in hundredths of the picture: F1 with a Gaussian of the distance instead of hits (K2.5 4.4.2; the width is ours)."""
     near = lambda a, b: math.exp(-((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (2 * POINT_SIGMA ** 2))
-    return matched_f1(answer, truth, 2, near)
+    return matched_f1(places(answer, 2), places(truth, 2), near)
 
 
 CALLS = "calls = []\n" + "".join(f"def {kind}(*a): calls.append(('{kind}', *a))\n" for kind in draw.KINDS)
@@ -87,26 +90,23 @@ def is_call(call):
 
 
 def drawn(program):
-    """What a drawing program draws, run in the sandbox: (100, 100, 3) uint8 on a black canvas, or None if it fails."""
+    """What a drawing program draws, run in the sandbox: [(kind, colour, x, y, size)], or None if it fails."""
     with Sandbox() as box:
         result = box.run(f"{CALLS}{program}\ncalls")
-    canvas = np.zeros((100, 100, 3), np.float32)
-    if not result.ok or not isinstance(result.value, list):
-        return None
-    for call in result.value[:20]:
-        if not is_call(call):
-            return None
-        draw.draw_shape(canvas, *call)
-    return draw.finish(canvas)
+    good = result.ok and isinstance(result.value, list) and all(map(is_call, result.value))
+    return result.value if good else None
+
+
+def same_shape(a, b):
+    """Of two calls: the IoU of their boxes where kind and colour are the same, else 0."""
+    box = lambda x, y, size: (x - size / 2, y - size / 2, x + size / 2 - 1, y + size / 2 - 1)
+    return iou(box(*a[2:]), box(*b[2:])) if a[:2] == b[:2] else 0.0
 
 
 def program(answer, truth):
-    """Share of the painted pixels (in either picture) that have nearly the same colour in both: K2.5 compares renderings too."""
-    got, want = drawn(answer), drawn(truth)
-    if got is None:
-        return 0.0
-    painted = (np.maximum(got, want) >= 40).any(-1)                  # the faint rim of a shape would agree with an empty canvas
-    return float((abs(got.astype(int) - want).max(-1) < 40)[painted].mean())
+    """IoU-F1 over what is drawn. K2.5 compares renderings; ours are compared call by call, as a square covers three quarters of the
+    pixels of a circle: painted pixels alone would take the one for the other."""
+    return matched_f1(drawn(answer), drawn(truth), same_shape)
 
 
 def edit_distance(a, b):
@@ -120,8 +120,8 @@ def edit_distance(a, b):
 
 
 def ocr(answer, truth):
-    """1 - edit distance / length, not below 0."""
-    return max(0.0, 1 - edit_distance(normalise(answer), normalise(truth)) / max(1, len(truth)))
+    """1 - edit distance / length, not below 0; the digits may stand apart."""
+    return max(0.0, 1 - edit_distance(*(normalise(text).replace(" ", "") for text in (answer, truth))) / max(1, len(truth)))
 
 
 VERIFIERS = {"exact": exact, "caption": caption_f1, "count": count, "box": box, "points": points, "ocr": ocr, "program": program}
@@ -133,6 +133,6 @@ def score(problem, answer):
 
 
 def correct(problem, answer):
-    """True where the answer is right: the same words; for boxes, points and pictures a score of at least 0.5; for captions every
+    """True where the answer is right: the same words; for boxes, points and programs a score of at least 0.5; for captions every
     object."""
     return score(problem, answer) >= (0.5 if problem.verifier in ("box", "points", "program") else 1.0)
