@@ -76,14 +76,14 @@ def all_rows(contents):
 
 
 def bands_table(content):
-    """Loss and val accuracy that a healthy run shows at several minutes."""
+    """Loss and val accuracy that a healthy run shows on its way."""
     names = list(content["bands"][-1]["val"])
     span = lambda pair, form: form(pair[0]) if form(pair[0]) == form(pair[1]) else f"{form(pair[0])} to {form(pair[1])}"
     percent, two = (lambda v: f"{100 * v:.0f} %"), (lambda v: f"{v:.2f}")
     lines = ["A healthy run (val split, teacher-forced exact match on 40 problems a row; lowest to highest seed):\n",
-             "| minute | loss | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+             "| step | loss | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for band in content["bands"]:
-        lines.append(f"| {band['minute']} | {span(band['loss'], two)} | " + " | ".join(span(band["val"][n], percent) if n in band["val"] else "" for n in names) + " |")
+        lines.append(f"| {span(band['steps'], str)} | {span(band['loss'], two)} | " + " | ".join(span(band["val"][n], percent) if n in band["val"] else "" for n in names) + " |")
     return "\n".join(lines)
 
 

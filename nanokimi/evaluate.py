@@ -348,23 +348,24 @@ def write_results(path, module, command, settings, minutes, rows, **more):
     first = settings[0]
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"experiment": path.stem, "command": command, "commit": first["commit"],
-                      "evaluation": {"command": " ".join([f"python -m nanokimi.{module}", *sys.argv[1:]]), "commit": plan.commit()},
+                      "evaluation": {"command": " ".join([f"python -m nanokimi.{module}", *sys.argv[1:]]), "commit": plan.commit(),
+                                     "machine": plan.machine()},
                       "machine": first["machine"], "threads": first["threads"], "seeds": [s["seed"] for s in settings],
                       "minutes": minutes, **more, "rows": rows})
 
 
-def bands(runs, minutes=(2, 5, 10, 15)):
-    """What a healthy run shows: [{"minute", "loss": [low, high], "val": {row: [low, high]}}] over runs, in pre-training."""
-    logs = [[row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "pretrain"] for run in runs]
-    out = []
-    for minute in minutes:
-        seen = [[row for row in log if row["seconds"] <= 60 * minute] for log in logs]
-        if all(log[-1]["seconds"] >= 60 * minute for log in logs):
-            losses = [float(np.mean([row["loss"] for row in rows[-50:]])) for rows in seen]
-            vals = [next((row["val"] for row in reversed(rows) if "val" in row), {}) for rows in seen]
-            names = [name for name in vals[0] if all(name in val for val in vals)]
-            out.append({"minute": minute, "loss": [min(losses), max(losses)],
-                        "val": {name: [min(v[name] for v in vals), max(v[name] for v in vals)] for name in names}})
+def bands(runs, shares=(0.125, 0.25, 0.5, 0.75, 1.0)):
+    """What a healthy run shows after these shares of the pre-training steps (machines differ in minutes, not in this), over runs:
+    [{"share", "steps": [low, high], "loss": [low, high], "val": {row: [low, high]}}]; loss: mean over the last 50 steps."""
+    logs, out = [[row for row in read_rows(run / "metrics.jsonl") if row["stage"] == "pretrain"] for run in runs], []
+    for share in shares:
+        steps = [round(share * log[-1]["step"]) for log in logs]
+        seen = [[row for row in log if row["step"] <= step] for log, step in zip(logs, steps)]
+        losses = [float(np.mean([row["loss"] for row in rows[-50:]])) for rows in seen]
+        vals = [next((row["val"] for row in reversed(rows) if "val" in row), {}) for rows in seen]
+        names = [name for name in vals[0] if all(name in val for val in vals)]
+        out.append({"share": share, "steps": [min(steps), max(steps)], "loss": [min(losses), max(losses)],
+                    "val": {name: [min(v[name] for v in vals), max(v[name] for v in vals)] for name in names}})
     return out
 
 
