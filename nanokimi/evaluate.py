@@ -174,7 +174,7 @@ def chat_rows(engine, split, number, known):
 
 
 def note_reading(run, split, number, what):
-    """Each reading of the test split is noted in the run (DESIGN 4)."""
+    """Each reading of the test split is noted in the run."""
     if split == "test":
         with open(run / "test_reads.jsonl", "a") as file:
             file.write(json.dumps({"time": time.time(), "problems": number, "commit": plan.commit(), "what": what}) + "\n")
@@ -332,7 +332,7 @@ def asked_in(name, number):
 
 
 def over_seeds(cards, number, targets):
-    """Cards of several runs as rows of a results file: mean and standard deviation over seeds (DESIGN 7)."""
+    """Cards of several runs as rows of a results file: mean and standard deviation over seeds."""
     values = {name: [card[name] for card in cards] for name in cards[0]}
     return [{"name": name, "mean": float(np.mean(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen,
              "problems": asked_in(name, number), "target": targets.get(name)} for name, seen in values.items()]
@@ -344,7 +344,7 @@ def trained(run, file):
 
 
 def write_results(path, module, command, settings, minutes, rows, **more):
-    """A results file (DESIGN 7): `settings` by run, what the trainings noted; `module` is the one that asked now."""
+    """A results file: `settings` by run, what the trainings noted; `module` is the one that asked now."""
     first = settings[0]
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"experiment": path.stem, "command": command, "commit": first["commit"],

@@ -1,6 +1,6 @@
 """The table of claims: what the sources say, how we ask the same at this size, and what would count as a yes. Data only.
 
-Written down before the arms ran (DESIGN: comparisons are fixed beforehand). Every arm names what it changes and nothing else; budgets are
+Written down before the arms ran (comparisons are fixed beforehand). Every arm names what it changes and nothing else; budgets are
 the same for every arm of a claim. Sources by their sections: K2.5 = arXiv 2602.02276, k1.5 = 2501.12599, K2 = 2507.20534, Moonlight =
 2502.16982.
 """

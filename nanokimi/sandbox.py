@@ -137,6 +137,7 @@ class Sandbox:
     def __init__(self, media: dict[str, np.ndarray] | None = None, memo: Memo | None = None):
         self.media, self.session, self.budget, self.memo = dict(media or {}), None, Budget(), memo or Memo()
         self.programs, self.done = (), 0                         # all so far; how many of them ran here, not only in another sandbox
+        self.lost = False                                        # whether a session of this conversation was, with its variables
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -146,7 +147,7 @@ class Sandbox:
 
     def close(self) -> None:
         """Give the worker back. Variables are gone; the next run starts a new session."""
-        self.programs, self.done = (), 0
+        self.programs, self.done, self.lost = (), 0, False
         self._give_back()
 
     def _give_back(self) -> None:
@@ -161,12 +162,12 @@ class Sandbox:
         """
         self.programs += (code,)
         with self.memo.lock:                                     # a second one with this program waits for the first one's result
-            result = self.memo.results.get(self.programs)
+            result = None if self.lost else self.memo.results.get(self.programs)
             if result is None:
                 for program in self.programs[self.done:]:        # earlier ones known from another sandbox: only their variables are missing
                     result = self._run(program)
                 self.done = len(self.programs)
-                if self.session is not None:                     # a lost session may be the machine's fault: others try for themselves
+                if not self.lost:                                # it may be the machine's fault: others try for themselves, and keep their variables
                     self.memo.results[self.programs] = result
             return result
 
@@ -218,6 +219,7 @@ class Sandbox:
         return message + (f" (line {frames[-1].line})" if frames else "")
 
     def _discard(self) -> None:
+        self.lost = True
         try:
             self._give_back()
         except (monty.MontyError, RuntimeError):    # the worker is dead already; the pool has replaced it

@@ -111,7 +111,7 @@ def test_while_responses_are_sampled_the_optimizer_waits():
 
 
 def test_k25_has_the_released_shapes():
-    """FACTS: K2.5's config.json and tensor shapes; and transformers' deepseek_v3 of that configuration."""
+    """K2.5's config.json and tensor shapes; and transformers' deepseek_v3 of that configuration."""
     transformers = pytest.importorskip("transformers", minversion="5.20")
     cfg = PRESETS["k2.5"].model
     with torch.device("meta"):

@@ -198,7 +198,8 @@ def test_a_lost_session_is_no_result_for_others(monkeypatch):
         return module.ToolResult("TimeoutError", ok=False)
     monkeypatch.setattr(Sandbox, "_run", once)
     with Sandbox(memo=memo) as a, Sandbox(memo=memo) as b:
-        assert not a.run("1 + 1").ok and b.run("1 + 1").value == 2
+        assert not a.run("x = 3").ok and b.run("x = 3").ok
+        assert "NameError" in a.run("x").text and b.run("x").value == 3, "nor is what it says without its variables"
 
 
 def test_threads_that_begin_together_share_one_pool(monkeypatch):

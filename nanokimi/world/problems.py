@@ -133,7 +133,7 @@ def described_problems(rng, split, count=None):
 
 
 def counting_problems(rng, split, level=1.0):
-    """One picture, one count; answers 1 to 6 are equally frequent, so that guessing earns 1/6."""
+    """One picture, one count; answers 1 to 6 are equally frequent, so that a guess is right in 1/6."""
     target, choices = int(rng.integers(1, 2 + round(5 * level))), pairs(split)
     colour, kind = choices[rng.integers(len(choices))]
     mode = ["all", "kind", "colour"][rng.integers(3)]
@@ -411,7 +411,7 @@ def picture_program_problems(rng, split):
 
 
 def clip_program_problems(rng, split):
-    """a x b: clip -> drawing program of all that was shown, in the order in which it came. Exam only."""
+    """a x b: clip -> drawing program of all that was shown. Exam only."""
     assert split != "train", "clip -> drawing program is never trained: it would make the a x b row meaningless"
     frames = clip_frames(rng, 1.0)
     scene, background = clip_scene(rng, split, int(rng.integers(1, 4)), 1.0)

@@ -1,4 +1,4 @@
-"""Problems that take Python: data in the text, and pictures of which only the pixels know the answer (DESIGN 4).
+"""Problems that take Python: data in the text, and pictures of which only the pixels know the answer.
 
 A picture of 192 to 256 pixels reaches the encoder downscaled; the tool's `img` has every pixel. The host computes the answer from what it
 drew, never by running the code. Each kind has a text twin, in which the picture stands only in the tool: `img` beside a sentence about it.
