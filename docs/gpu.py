@@ -106,7 +106,7 @@ def main():
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
             continue
         total, active = parameters(preset)
-        row = {"parameters": total, "active": active, "machine": plan.machine(), "command": " ".join(["python", *sys.argv])}
+        row = {"parameters": total, "active": active, "machine": plan.machine(), "commit": plan.commit(), "command": " ".join(["python", *sys.argv])}
         row |= training(preset, tokenizer, args.compile, args.steps)
         if not args.compile:
             row |= {f"decode_tokens_s_{n}": decoding(preset, tokenizer, n) for n in (1, 64, 512)}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nanokimi import evaluate
 from nanokimi.config import ModelConfig
 from nanokimi.report import answers_picture, plot_run, running_mean, stack_picture, stage_spans, wilson_interval
 
@@ -31,6 +32,16 @@ def test_plot_run_draws_every_figure(tmp_path):
     paths = plot_run(write_rows(tmp_path / "metrics.jsonl", rows), tmp_path / "figures")
     assert [path.name for path in paths] == ["loss.png", "accuracy.png", "load.png"]
     [check_png(path) for path in paths]
+
+
+def test_bands_are_by_step_and_know_no_minutes(tmp_path):
+    for run, slow, better in (("a", 1, 0.0), ("b", 50, 0.5)):
+        (tmp_path / run).mkdir()
+        write_rows(tmp_path / run / "metrics.jsonl", [{"stage": "pretrain", "step": s, "seconds": s * slow, "loss": 200 - s - better,
+                                                       **({"val": {"name": s / 100 + better}} if s % 25 == 0 else {})} for s in range(1, 201)])
+    early, late = evaluate.bands([tmp_path / "a", tmp_path / "b"], (0.25, 1.0))
+    assert early == {"share": 0.25, "steps": [50, 50], "loss": [174.0, 174.5], "val": {"name": [0.5, 1.0]}}
+    assert late["steps"] == [200, 200] and late["loss"] == [24.0, 24.5] and late["val"] == {"name": [2.0, 2.5]}
 
 
 def test_plot_run_leaves_out_what_has_no_data(tmp_path):

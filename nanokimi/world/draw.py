@@ -175,10 +175,20 @@ def pictogram_bounds(name, size):
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def pictogram_corner(cx, cy, size):
+    """Left and top of its sprite, snapped to whole pixels."""
+    return round(cx - size / 2), round(cy - size / 2)
+
+
+def pictogram_edges(name, cx, cy, size):
+    """Left, top, right, bottom of what draw_pictogram draws, in pixels."""
+    (left, top), (x0, y0, x1, y1) = pictogram_corner(cx, cy, size), pictogram_bounds(name, size)
+    return left + x0, top + y0, left + x1, top + y1
+
+
 def draw_pictogram(canvas, name, cx, cy, size):
-    """Draws a pictogram in place, snapped to whole pixels; size = longest side."""
-    size = max(3, round(size))
-    blend(canvas, pictogram_sprite(name, size), round(cx - size / 2), round(cy - size / 2))
+    """Draws a pictogram in place; size = longest side, whole pixels."""
+    blend(canvas, pictogram_sprite(name, size), *pictogram_corner(cx, cy, size))
 
 
 @lru_cache(maxsize=16)

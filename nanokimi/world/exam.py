@@ -1,7 +1,8 @@
 """The exam: what test problems look like, written down and hashed before the first run whose numbers are published.
 
 `fingerprint` covers the first problems of every row (questions, answers, and coarsely what is seen) and the verifiers; a test holds it. Whoever
-changes anything here, or in what draws and generates, bumps VERSION and runs every row again.
+changes anything here, or in what draws and generates, bumps VERSION and runs every row again; what changes no problem and no score (words in
+verify.py) changes the hash alone.
 Only a row that is added leaves the others as they are: each is drawn from a seed of its own.
 Problems depend on (VERSION, row, split, number) only, never on a training seed.
 """

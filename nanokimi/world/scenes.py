@@ -37,12 +37,10 @@ class Thing:
 
     def edges(self):
         """Left, top, right, bottom of what is drawn, in pixels."""
+        if self.colour is None:
+            return draw.pictogram_edges(self.kind, self.cx, self.cy, self.size)
         half = self.size / 2
-        if self.colour:
-            return self.cx - half, self.cy - half, self.cx + half, self.cy + half
-        left, top = round(self.cx - half), round(self.cy - half)                     # as draw_pictogram places it
-        x0, y0, x1, y1 = draw.pictogram_bounds(self.kind, int(self.size))
-        return left + x0, top + y0, left + x1, top + y1
+        return self.cx - half, self.cy - half, self.cx + half, self.cy + half
 
     def box(self, width, height):
         """x0 y0 x1 y1 in 0..99 of the picture's width and height."""
@@ -76,7 +74,7 @@ def paint(things, canvas, rng=None):
         if thing.colour:
             draw.draw_shape(canvas, thing.kind, thing.colour, thing.cx, thing.cy, thing.size, rng)
         else:
-            draw.draw_pictogram(canvas, thing.kind, thing.cx, thing.cy, int(thing.size))
+            draw.draw_pictogram(canvas, thing.kind, thing.cx, thing.cy, thing.size)
     return draw.finish(canvas)
 
 

@@ -104,9 +104,15 @@ def same_shape(a, b):
 
 
 def program(answer, truth):
-    """IoU-F1 over what is drawn. K2.5 compares renderings; ours are compared call by call, as a square covers three quarters of the
-    pixels of a circle: painted pixels alone would take the one for the other."""
-    return matched_f1(drawn(answer), drawn(truth), same_shape)
+    """IoU-F1 over what is drawn. K2.5 compares renderings; ours are compared call by call, as a circle covers three quarters of its
+    square: painted pixels alone would take the one for the other."""
+    return matched_f1(drawn(answer), written(truth), same_shape)
+
+
+def written(truth):
+    """The calls of a true program, which has nothing else: read, not run, so that no busy machine can fail it."""
+    calls = re.findall(r"(\w+)\('(\w+)', (\d+), (\d+), (\d+)\);", truth)
+    return [(kind, colour, int(x), int(y), int(size)) for kind, colour, x, y, size in calls]
 
 
 def edit_distance(a, b):
@@ -121,7 +127,8 @@ def edit_distance(a, b):
 
 def ocr(answer, truth):
     """1 - edit distance / length, not below 0; the digits may stand apart."""
-    return max(0.0, 1 - edit_distance(*(normalise(text).replace(" ", "") for text in (answer, truth))) / max(1, len(truth)))
+    got, want = (normalise(text).replace(" ", "") for text in (answer, truth))
+    return max(0.0, 1 - edit_distance(got, want) / max(1, len(want)))
 
 
 VERIFIERS = {"exact": exact, "caption": caption_f1, "count": count, "box": box, "points": points, "ocr": ocr, "program": program}
