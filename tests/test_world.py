@@ -11,7 +11,7 @@ from nanokimi.world import content, dense, draw, exam, problems as world, scenes
 from nanokimi.world.types import Clip, Image
 
 # 81d17b32... until iou stopped dividing by zero for a box that is inside out: where there was a score, it is the same
-EXAM_SHA256 = "1b02dcd995326f8024e17f386b170de87a6d73c55eb9357b0965af6edbf0e00f"
+EXAM_SHA256 = "da555aec907380347977171b5a9e20f04733f0dc968361453980b7ae3c15866f"
 
 
 def rng(seed=0):
@@ -118,6 +118,9 @@ def test_a_true_program_reads_as_it_runs():
     for row in ("program", "picture_program", "clip_program"):
         for problem in exam.exam(row, "test", 5):
             assert verify.written(problem.answer) == verify.drawn(problem.answer) != []
+    assert verify.program("x = 1", "circle('red', 50, 50, 30)") == 0 and verify.program("circle('red', 50, 50, 30);", "circle('red', 50, 50, 30)") == 1
+    with pytest.raises(AssertionError, match="no true program"):
+        verify.program("x = 1", "")
 
 
 def test_column_arithmetic_is_right_and_uses_every_carry():

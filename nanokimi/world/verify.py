@@ -111,7 +111,8 @@ def program(answer, truth):
 
 def written(truth):
     """The calls of a true program, which has nothing else: read, not run, so that no busy machine can fail it."""
-    calls = re.findall(r"(\w+)\('(\w+)', (\d+), (\d+), (\d+)\);", truth)
+    calls = re.findall(r"(\w+)\('(\w+)', (\d+), (\d+), (\d+)\)", truth)
+    assert calls, f"{truth!r} is no true program: it draws nothing"
     return [(kind, colour, int(x), int(y), int(size)) for kind, colour, x, y, size in calls]
 
 
