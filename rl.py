@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout
+from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout, team
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, MOST_THREADS, command, fail, number, reading
 from nanokimi.kernels import best_device
@@ -62,7 +62,7 @@ def arguments():
     add("--temperature", type=number(float, 0.01), default=1.0)
     add("--max-new", type=number(int, 1), default=rollout.MAX_NEW, help="tokens a turn")
     add("--seed", type=number(int, 0, MOST_SEED), default=0)
-    add("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
+    add("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores(), help="CPU cores; two or more are used by two processes")
     add("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     args = parser.parse_args()
     args.curate = args.curate or args.curriculum > 0                     # what is hard has to be measured first
@@ -80,9 +80,7 @@ def main():
         fail(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
     if args.k < 2:
         fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
-    with plan.hold(run / args.name):
+    with plan.hold(run / args.name), plan.processes(args.threads):
         flywheel(args, run) if args.flywheel else reinforce(args, run)
 
 
@@ -91,9 +89,11 @@ def shorter(args):
     run = args.run or newest_run()
     if not (run / (args.base or "sft") / "model.safetensors").exists():
         fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
-    with plan.hold(run / "long2short"):
+    with plan.hold(run / "long2short"), plan.processes(args.threads):
         long2short.run_methods(run, args)
-        lengths.report(run)
+        if team.rank() == 0:
+            torch.set_num_threads(args.threads)                          # the other process has nothing to do any more
+            lengths.report(run)
 
 
 def newest_run():
@@ -107,10 +107,11 @@ def settle(folder, args):
     given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations")}
     path = folder / "rl.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if team.rank() == 0 and not path.exists():
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads,
                                      "precision": plan.faster_precision()})              # of Newton-Schulz, the same after a resume
+    team.meet()
     kept = checkpoint.read_json(path)
     changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
     if changed:
@@ -141,7 +142,7 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
     Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
     plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
-    save(learns, folder)
+    team.once(save, learns, folder)
 
 
 def reinforce(args, run, then_shorten=True):
@@ -153,9 +154,7 @@ def reinforce(args, run, then_shorten=True):
     engine = engine_of(run, model)                                       # one set of weights samples and learns
     if not finished:
         pool = improve(args, folder, engine)
-        checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
-        save(model, folder)                                              # from here on RL is finished
-        checkpoint.clear(folder)
+        team.once(finish, folder, model, pool)
     if not (folder / "pool.json").exists():
         fail(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
     pool = [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
@@ -166,6 +165,13 @@ def reinforce(args, run, then_shorten=True):
         plan.console.print(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:
         shorten(args, short, engine, pool)
+
+
+def finish(folder, model, pool):
+    """Writes what RL reached; from the weights on, the stage is finished."""
+    checkpoint.write_json(folder / "pool.json", [asdict(item) for item in pool])
+    save(model, folder)
+    checkpoint.clear(folder)
 
 
 def improve(args, folder, engine):
@@ -208,8 +214,8 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
     """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
     sampler = engine if args.rollout == "fp32" else Engine.lowered(engine.model, engine.tokenizer)
     started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
-    seconds = 60 * args.minutes * (1 - SHORT_SHARE)
-    while not stop.asked and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
+    seconds, stopping = 60 * args.minutes * (1 - SHORT_SHARE), False
+    while not stopping and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
         iteration, clock = state["step"], [time.perf_counter()]
         progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
         sampler.receive(engine.model)                                         # the hand-over from training to rollout
@@ -221,7 +227,8 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         fresh = [rollout.start(engine, item, args.k, args.max_new, (args.seed, iteration, n)) for n, item in enumerate(items)]
         before = [rollout.freeze(group) for group in unfinished]
         groups, unfinished = rollout.carry_on(sampler, unfinished + fresh, args.temperature, args.segment)
-        if stop.asked:                                                        # a terminal's Ctrl-C kills the tools, too: this iteration never was
+        stopping = team.anyone(stop.asked)
+        if stopping:                                                          # a terminal's Ctrl-C kills the tools, too: this iteration never was
             keep(folder, engine, learner, pool, before, waiting, state)
             break
         waiting.append(groups)
@@ -233,22 +240,25 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
 
         for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
             group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
-        state["step"], state["seconds"] = iteration + 1, time.perf_counter() - started
+        state["step"], state["seconds"] = iteration + 1, team.gather(time.perf_counter() - started)[0]      # one clock for all processes
         row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2), "handover_s": handover}
         panel.row(row)
         hopeless(row, panel)
-        if groups and iteration % 10 == 0:
+        if groups and iteration % 10 == 0 and team.rank() == 0:
             pages.write(folder / "trajectories.html", groups, engine.tokenizer, iteration + 1)
-        if stop.asked or time.perf_counter() - last_save > args.save_every:
+        stopping = team.anyone(stop.asked)
+        if stopping or time.perf_counter() - last_save > args.save_every:
             keep(folder, engine, learner, pool, [rollout.freeze(group) for group in unfinished], waiting, state)
             last_save = time.perf_counter()
-    if stop.asked:
+    if stopping:
         panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
-        sys.exit(130)
+        sys.exit(0 if team.rank() else 130)                              # a launcher kills its siblings when one of them fails
 
 
 def keep(folder, engine, learner, pool, unfinished, waiting, state):
     """Writes a checkpoint. unfinished: groups as `rollout.freeze` gives them."""
+    if team.rank() > 0:
+        return
     state |= {"pool": [asdict(item) for item in pool], "unfinished": unfinished,
               "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
     checkpoint.save(folder, state["step"], engine.model, learner.optimizer, state)
@@ -277,7 +287,7 @@ def shorten(args, folder, engine, pool, problems=768, documents=64, epochs=2, lr
         plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
     Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents, rng, epochs)
-    save(engine.model, folder)
+    team.once(save, engine.model, folder)
     long = np.mean([group.lengths for group in done])
     plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
                        f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nanokimi import checkpoint, data, evaluate, own, plan
+from nanokimi import checkpoint, data, evaluate, own, plan, team
 from nanokimi.config import LONGER, PRESETS
 from nanokimi.errors import MOST_SEED, MOST_THREADS, BadInput, command, number
 from nanokimi.model import NanoKimi, choose_kernel, load, save, with_language
@@ -144,7 +144,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
             raise BadInput(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
                            "try --precision 32-true with another --run.")
         optimizer.step()
-        plan.share_statistics(fabric, core)                              # max logits and expert loads, over processes
+        team.share_statistics(core.language)                              # max logits and expert loads, over processes
         clip = qk_clip(core, preset.qk_clip)                             # K2 Alg. 1, after the update
         decaying = step > (1 - preset.decay_share) * steps
         core.language.update_bias(0.0 if decaying else preset.balance_rate)          # DS3: 0 in the final stage

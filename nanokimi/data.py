@@ -150,7 +150,7 @@ def recall_document(rng, tokens):
     while True:
         kinds = [*dict.fromkeys(sample_kinds(rng, int(rng.integers(3, 8)), "train", world.IN_SCENES))]
         names = [kind if colour is None else f"{colour} {kind}" for colour, kind in kinds]
-        if len(kinds) > 2 and world.split_of(", ".join(names)) == "train":
+        if len(kinds) > 2 and world.split_of_text(", ".join(names)) == "train":
             break
     row = f"{', '.join(names)}."
     parts, forms = [row, Learn(f" again: {row}")], [kind for _, kind in kinds]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import data, rollout
+from . import data, rollout, team
 from .errors import BadInput
 from .model import NanoKimi
 from .muon import AdamW, MuonClip, qk_clip
@@ -47,16 +47,19 @@ class Learner:
         for _ in range(self.inner):
             for start in range(0, len(learn), self.step_problems):
                 self._accumulate(learn[start:start + self.step_problems], stats)
-                if self.replay:
+                if self.replay and team.rank() == 0:
                     self._rehearse(1000 * iteration + stats["steps"])
                 self.step()
                 stats["steps"] += 1
+        stats = everyones(stats)
         return stats | mismatch(torch.cat(stats.pop("first")))
 
     def _accumulate(self, learn: list[tuple], stats: dict) -> None:
-        """Adds the gradients of one step, micro-batch by micro-batch."""
-        batches = rollout.micro_batches(*zip(*learn), self.tokenizer.patch, self.tokenizer.pad, MICRO_TOKENS)
-        tokens, responses = sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)
+        """Adds the gradients of this process's share of one step, micro-batch by micro-batch."""
+        mine = team.share(learn)
+        batches = rollout.micro_batches([group for group, _ in mine], [values for _, values in mine], self.tokenizer.patch, self.tokenizer.pad,
+                                        MICRO_TOKENS)
+        tokens, responses = total((sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)))
         for training in batches:
             new, _ = self.model.target_logprobs(training.batch.to(self.device), self.temperature)
             arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
@@ -80,11 +83,16 @@ class Learner:
     # ---------------------------------------------------------------- imitation and preference
     def imitate(self, documents: list[Rendered]) -> float:
         """One step of supervised learning on these documents; returns the loss."""
-        batch, _ = data.packed(documents, self.tokenizer.pad, self.tokenizer.patch)
-        loss, _ = self.model.loss(batch.to(self.device))
-        loss.backward()
+        mine = team.share(documents)
+        batch = data.packed(mine, self.tokenizer.pad, self.tokenizer.patch)[0] if mine else None
+        targets, rows = total((batch.denominator, batch.rows) if mine else (0, 0))
+        loss = torch.zeros(())
+        if mine:
+            batch.denominator, batch.rows = targets, rows
+            loss, _ = self.model.loss(batch.to(self.device))
+            loss.backward()
         self.step()
-        return loss.item()
+        return sum(team.gather(loss.item()))
 
     def imitate_all(self, documents: list[Rendered], size: int, rng=None, epochs: int = 1) -> None:
         """Supervised learning on documents, `size` a step; with rng in random order."""
@@ -94,16 +102,16 @@ class Learner:
 
     def prefer(self, pairs: list[tuple], beta: float) -> float:
         """One step of DPO on (chosen, rejected) pairs of (document, log-probability under the model that sampled it); returns the loss."""
-        total = 0.0
-        for start in range(0, len(pairs), 16):
-            part = pairs[start:start + 16]
+        mine, summed = team.share(pairs), 0.0
+        for start in range(0, len(mine), 16):
+            part = mine[start:start + 16]
             new = self.sequence_logprobs([doc for pair in part for doc, _ in pair]).view(-1, 2)
             old = torch.tensor([[logprob for _, logprob in pair] for pair in part], device=self.device)
             loss = dpo(new[:, 0], new[:, 1], old[:, 0], old[:, 1], beta).sum() / len(pairs)
             loss.backward()
-            total += loss.item()
+            summed += loss.item()
         self.step()
-        return total
+        return sum(team.gather(summed))
 
     def sequence_logprobs(self, documents: list[Rendered]) -> torch.Tensor:
         """(D,) log-probability of what is trained on in each document, summed."""
@@ -113,14 +121,29 @@ class Learner:
         return logprobs.new_zeros(len(documents)).index_add(0, owner, logprobs)
 
     def step(self) -> None:
-        """Clips the gradients, updates, clips the logits; the router's balance is left as pre-training made it."""
+        """Adds up the gradients of all processes and clips them, updates, clips the logits; the router's balance is left as pre-training made
+        it."""
+        team.sum_gradients(self.model.parameters())
         if not torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD).isfinite():
             raise BadInput("the loss or its gradient is not finite, so this step is not taken: what was saved before is intact; try a smaller "
                            "learning rate, or begin from another stage.")
         self.optimizer.step()
+        team.share_statistics(self.model.language)
         qk_clip(self.model, QK_CLIP)
         self.model.language.update_bias(0.0)                             # uses up the loads
         self.optimizer.zero_grad()
+
+
+def total(numbers: tuple) -> list:
+    """Sums over all processes."""
+    return [sum(column) for column in zip(*team.gather(numbers))]
+
+
+def everyones(stats: dict) -> dict:
+    """What all processes saw of an update. Steps were taken together."""
+    seen = team.gather(stats)
+    joined = {name: sum((part[name] for part in seen), []) for name in ("log_ratio", "first")}
+    return stats | joined | {"tokens": sum(part["tokens"] for part in seen), "log_ratio_max": max(part["log_ratio_max"] for part in seen)}
 
 
 def batches_of(things: list, size: int, rng=None):

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import data, plan, rollout
+from . import data, plan, rollout, team
 from .checkpoint import read_json, write_json
 from .engine import Engine, engine_of
 from .errors import MOST_SEED, MOST_THREADS, BadInput, number
 from .kernels import best_device
-from .learner import Learner, batches_of, muon
+from .learner import Learner, batches_of, muon, total
 from .model import NanoKimi, load, save
 from .muon import wsd
 from .policy import budget, toggle
@@ -141,12 +141,14 @@ def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
 def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
     """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
-    batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style)
+    batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style, rank=team.rank(),
+                           world=team.world())
     for step in range(steps):
         learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
         shards, counts = batches[step]
+        targets, rows = total((counts["targets"], counts["rows"]))
         for batch in shards:
-            batch.denominator, batch.rows = counts["targets"], counts["rows"]
+            batch.denominator, batch.rows = targets, rows
             loss, _ = learner.model.loss(batch.to(learner.device))
             loss.backward()
         learner.step()
@@ -195,13 +197,17 @@ def done(run: Path, stage: str) -> bool:
 
 def finish(run: Path, stage: str, model: NanoKimi, args, note: str, started: float, say) -> None:
     """Saves a stage with the settings that made it."""
-    seconds = time.perf_counter() - started
+    team.once(write, run, stage, model, args, note, time.perf_counter() - started)
+    say(f"{stage}: {note} ({time.perf_counter() - started:.0f} s)")
+
+
+def write(run: Path, stage: str, model: NanoKimi, args, note: str, seconds: float) -> None:
+    """The files of a stage."""
     (run / stage).mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     write_json(run / stage / "long2short.json", settings | {"note": note, "seconds": seconds, "commit": plan.commit(),
                                                             "machine": plan.machine()})
     save(model, run / stage)
-    say(f"{stage}: {note} ({seconds:.0f} s)")
 
 
 def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
@@ -247,8 +253,6 @@ def arguments(argv: list[str]):
 
 def run_methods(run: Path, args) -> None:
     """The two models and the methods asked for; what is there already is not done again."""
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
     made = run / "long" / "long2short.json"
     args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if done(run, "rl") else "sft")
     say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)

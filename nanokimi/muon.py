@@ -6,7 +6,7 @@
         loss.backward(); optimizer.step(); optimizer.zero_grad(); qk_clip(model, tau=100.0)
 
 With several processes each orthogonalises a share of the matrices (Moonlight's distributed Muon); every one keeps the whole momentum, as
-sharding it (ZeRO-1) saves memory that we do not lack. Max logits over processes: plan.share_statistics.
+sharding it (ZeRO-1) saves memory that we do not lack. Max logits over processes: team.share_statistics.
 """
 import math
 from collections import defaultdict

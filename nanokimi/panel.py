@@ -5,6 +5,7 @@ import numpy as np
 from rich.live import Live
 from rich.table import Table
 
+from . import team
 from .checkpoint import keep_rows
 from .plan import console
 
@@ -45,10 +46,12 @@ class Panel:
 
     def __init__(self, folder, done):
         self.path, self.barren, self.recent = folder / "metrics.jsonl", 0, []
-        keep_rows(self.path, lambda row: row["iteration"] <= done)
+        self.silent = team.rank() > 0
+        if not self.silent:
+            keep_rows(self.path, lambda row: row["iteration"] <= done)
 
     def __enter__(self):
-        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal and not self.silent else None
         if self.live:
             self.live.start()
         return self
@@ -63,6 +66,8 @@ class Panel:
 
     def row(self, row):
         """One iteration's numbers."""
+        if self.silent:
+            return
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.recent = [*self.recent[-9:], row]

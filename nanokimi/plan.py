@@ -165,25 +165,27 @@ def make_fabric(settings):
     return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=settings["precision"])
 
 
+@contextmanager
+def processes(threads):
+    """Two processes where training would take two: both run what follows, each on its share of the problems (nanokimi/team.py)."""
+    devices = default_devices(threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if devices == 1:
+        yield
+        return
+    fabric = make_fabric({"devices": devices, "threads": threads, "precision": "32-true"})
+    fabric.launch()
+    console.quiet = fabric.global_rank > 0
+    with together(fabric):
+        yield
+
+
 def agree(fabric, counts, stop):
     """(counts summed over processes, whether any of them was asked to stop)."""
     numbers = torch.tensor([*counts.values(), stop.asked], dtype=torch.float64)
     numbers = fabric.all_reduce(numbers, reduce_op="sum").tolist()
     return {name: int(value) for name, value in zip(counts, numbers)}, numbers[-1] > 0
-
-
-def share_statistics(fabric, model):
-    """Max logits (K2 Alg. 1 wants the maximum over the whole batch) and expert loads (their sum), over processes."""
-    if fabric.world_size == 1:
-        return
-    layers = model.language.layers
-    attentions, moes = [layer.attn for layer in layers], [layer.moe for layer in layers if layer.moe is not None]
-    logits = fabric.all_gather(torch.stack([a.max_logits for a in attentions])).amax(0)          # (layers, H)
-    loads = fabric.all_reduce(torch.stack([moe.load for moe in moes]), reduce_op="sum")          # (MoE layers, E)
-    for attention, row in zip(attentions, logits):
-        attention.max_logits = row
-    for moe, row in zip(moes, loads):
-        moe.load = row
 
 
 def faster_precision():

@@ -3,14 +3,15 @@
 An iteration draws problems from a pool, samples k responses to each with the current weights, verifies them, and packs the groups whose
 rewards differ. Domains are abilities, not modalities (K2.5 2.3): each has pictures or clips, and text where a twin exists.
 Left out: asynchronous workers; rollout and training take turns on one set of weights (k1.5's hybrid deployment in small: no
-hand-over, unless `rl.py --rollout bf16` asks for a copy in lower precision).
+hand-over, unless `rl.py --rollout bf16` asks for a copy in lower precision). Where there are two cores, two processes do so, each with half
+of the problems (nanokimi/team.py).
 """
 import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from . import data
+from . import data, team
 from .engine import Conversation, Engine, Response
 from .errors import BadInput
 from .model import Batch
@@ -192,14 +193,34 @@ def respond(engine: Engine, groups: list[Group], temperature: float = 0.0, segme
 
 
 def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: int | None = None) -> tuple[list[Group], list[Group]]:
-    """Samples on: (finished groups with rewards, unfinished ones)."""
-    respond(engine, groups, temperature, segment)
-    done, rest = ([g for g in groups if g.over == wanted] for wanted in (True, False))
-    for group in done:
-        thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
-        group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
-        group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
-    return done, rest
+    """Samples on: (finished groups with rewards, unfinished ones). Each process does its share of the groups, and gets those of the others."""
+    mine = team.share(groups)
+    respond(engine, mine, temperature, segment)
+    for group in mine:
+        if group.over:
+            thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
+            group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
+            group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
+    for process, sampled in enumerate(team.gather([exported(group) for group in mine])):
+        if process != team.rank():
+            for group, state in zip(groups[process::team.world()], sampled):
+                take_over(group, state)
+    return [g for g in groups if g.over], [g for g in groups if not g.over]
+
+
+SAMPLED = ("response", "segments", "turns", "turn_tokens", "asks", "over")      # of a conversation: what sampling changes
+
+
+def exported(group: Group) -> tuple:
+    """What sampling made of a group, for other processes, which have its problem and prompt already."""
+    return group.rewards, group.right, [{name: getattr(talk, name) for name in SAMPLED} for talk in group.talks]
+
+
+def take_over(group: Group, state: tuple) -> None:
+    """Puts what another process sampled into the same group here."""
+    group.rewards, group.right, talks = state
+    for talk, changes in zip(group.talks, talks):
+        vars(talk).update(changes)
 
 
 def sample(engine: Engine, items: list[Item], k: int, max_new: int, key: tuple, temperature: float = 1.0) -> list[Group]:

@@ -129,7 +129,7 @@ def test_wiki_splits_are_disjoint_and_complete():
     assert sum(map(len, parts.values())) == len(content.articles()) > 9000
     assert all(400 < len(parts[split]) < 600 for split in ("val", "test"))
     assert not set(parts["train"]) & set(parts["val"]) and not set(parts["train"]) & set(parts["test"])
-    assert [content.split_of(title) for title in ("Paris", "Abuja", "AT&T")] == ["train", "val", "test"], "splits may never change"
+    assert [content.split_of_title(title) for title in ("Paris", "Abuja", "AT&T")] == ["train", "val", "test"], "splits may never change"
 
 
 def test_digits_are_the_ones_of_load_digits():

@@ -21,7 +21,7 @@ SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from nanokimi import data, plan
+from nanokimi import data, plan, team
 from nanokimi.config import PRESETS
 from nanokimi.model import NanoKimi, choose_kernel
 from nanokimi.muon import MuonClip, qk_clip
@@ -45,7 +45,7 @@ for step in range(10):
     grads = {{name: p.grad.clone() for name, p in core.named_parameters()}}
     torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
     optimizer.step()
-    plan.share_statistics(fabric, core)
+    team.share_statistics(core.language)
     layers = core.language.layers
     logits = torch.stack([layer.attn.max_logits for layer in layers])
     loads = torch.stack([layer.moe.load for layer in layers if layer.moe is not None])
@@ -155,6 +155,56 @@ def test_a_run_saved_on_two_goes_on_with_one(tmp_path, left, capsys):
     ours, theirs = rows(run), rows(whole)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1)) and [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours[:20], theirs)) < 0.01
+
+
+RL = ("--pool", "40", "--problems", "7", "--k", "4", "--max-new", "10", "--segment", "6", "--iterations", "8", "--lr", "0.003", "--save-every", "0")
+LUCKY = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from nanokimi import rollout
+import rl
+rollout.reward = lambda problem, response, thinking: sum(token % 2 == 0 for token in response.ids) / max(1, len(response.ids))
+rollout.verify.correct = lambda *_: True
+rl.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def reinforced(tmp_path_factory):
+    """Eight iterations of RL on random weights, with rewards by luck: by one process, and by two that were asked to stop on the way (only the
+    first one heard it) and then went on."""
+    from nanokimi import data
+    from nanokimi.config import PRESETS
+    from nanokimi.model import NanoKimi, save
+    from nanokimi.tokenizer import Tokenizer
+    run, preset = tmp_path_factory.mktemp("reinforced") / "run", PRESETS["micro"]
+    tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
+    tokenizer.save(run / "tokenizer")
+    torch.manual_seed(0)
+    save(NanoKimi(preset.model, tokenizer.media_pad), run / "sft")
+    (run / "lucky.py").write_text(LUCKY)
+    rl = lambda name, threads: (run / "lucky.py", "--run", run, "--name", name, "--threads", threads, *RL)
+    finish(*rl("one", 1))
+    stopped = start(*rl("two", 2))
+    wait_for_step(run / "two", 1)
+    os.kill(stopped.pid, signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=100)
+    assert stopped.returncode == 130 and output.count("stopped after") == 1 and len(rows(run / "two")) < 8, output
+    finish(*rl("two", 2))
+    return run
+
+
+def test_rl_by_two_processes_is_rl_by_one(reinforced):
+    """The same responses to the same problems, parts of which wait from one iteration for the next, the same steps and the same weights,
+    up to the order of additions; every file is written once."""
+    from safetensors.torch import load_file
+    counted = ("iteration", "reward", "pass_rate", "zero_variance", "length", "unfinished", "steps", "abilities", "stale")
+    one, two = ([{name: row.get(name) for name in counted} for row in rows(reinforced / name)] for name in ("one", "two"))
+    assert one == two and sum(row["steps"] for row in one) > 1 and any(row["unfinished"] for row in one)
+    weights = lambda stage: torch.cat([x.float().flatten() for x in load_file(reinforced / stage / "model.safetensors").values()])
+    for stage in ("{}", "short-{}"):
+        one, two = (weights(stage.format(name)) for name in ("one", "two"))
+        assert (one - two).norm() < 0.005 * (one - weights("sft")).norm(), stage
 
 
 def second_process(first):

@@ -173,7 +173,7 @@ def articles():
     return sorted((entry["title"], entry["extract"].strip()) for entry in entries)
 
 
-def split_of(key):
+def split_of_title(key):
     """train (90 %), val or test (5 % each), by a hash that never changes."""
     bucket = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20
     return {0: "val", 1: "test"}.get(bucket, "train")
@@ -182,7 +182,7 @@ def split_of(key):
 @lru_cache(maxsize=3)
 def wiki(split):
     """Encyclopedia paragraphs of a split, list of str; an article belongs to one split by its title."""
-    return [text for title, text in articles() if split_of(title) == split]
+    return [text for title, text in articles() if split_of_title(title) == split]
 
 
 # ---- handwriting

@@ -6,7 +6,7 @@ largest that fits. A needle is one such thing among much that nobody asks about,
 import numpy as np
 
 from . import content, dense, draw
-from .problems import ALL, IN_SCENES, shown_in_clips, split_of
+from .problems import ALL, IN_SCENES, shown_in_clips, split_of_text
 from .scenes import Thing, film, free_place, pictogram_size, sample_kinds
 from .types import Clip, Problem
 
@@ -23,7 +23,7 @@ def code(rng, split):
     """(sentence, question, answer): `the code of the red fox is 47.` Every split has animals of its own."""
     while True:
         who = f"{rng.choice(list(draw.COLOURS))} {rng.choice(ANIMALS)}"
-        if split_of(who) == split:
+        if split_of_text(who) == split:
             number = str(rng.integers(10, 100))
             return f"the code of the {who} is {number}.", f"what is the code of the {who}?", number
 
@@ -33,7 +33,7 @@ def scene(rng, split, number=None):
     while True:
         kinds = sample_kinds(rng, int(rng.integers(1, 3)), split, IN_SCENES)
         names = ", ".join(Thing(kind, colour, 0, 0, 0).name for colour, kind in kinds)
-        if split_of(names) == split:
+        if split_of_text(names) == split:
             which, where = ("a picture", "the picture") if number is None else (f"picture {number}", f"picture {number}")
             return f"{which} shows from left to right: {names}.", f"what is in {where}?", names
 

@@ -16,7 +16,7 @@ WRITE_PROGRAM = "write the program."
 NUMBER_WORDS = "zero one two three four five six seven eight nine".split()
 
 
-def split_of(text):
+def split_of_text(text):
     """The split of a text problem, by a hash of what it asks: one in ten is test, one in ten val."""
     return {0: "test", 1: "val"}.get(zlib.crc32(text.encode()) % 10, "train")
 
@@ -25,7 +25,7 @@ def in_split(make, rng, split):
     """Draw problems until one falls into the split (by its context and question)."""
     while True:
         problem = make(rng)
-        if split_of("".join(map(str, problem.context)) + problem.question) == split:
+        if split_of_text("".join(map(str, problem.context)) + problem.question) == split:
             return problem
 
 
@@ -128,7 +128,7 @@ def described_problems(rng, split, count=None):
                   enumerate(sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES), 1)]
         scene = Scene(64, 16, tuple(things))
         context = said(scene.names, rng)
-        if split_of(scene.names) == split:
+        if split_of_text(scene.names) == split:
             return [p for p in about_scene(scene, (context,), "text", rng) if p.ability != "grounding"]
 
 
