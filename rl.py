@@ -76,18 +76,18 @@ def main():
         return shorter(long2short.arguments(sys.argv[2:]))
     args = arguments()
     run = args.run or newest_run()
-    if not (run / args.start / "model.safetensors").exists():
+    if not checkpoint.finished(run / args.start):
         fail(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
     if args.k < 2:
         fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     with plan.hold(run / args.name), plan.processes(args.threads):
-        flywheel(args, run) if args.flywheel else reinforce(args, run)
+        close(args, run, anew=(flywheel if args.flywheel else reinforce)(args, run))
 
 
 def shorter(args):
     """python rl.py long2short: see nanokimi/long2short.py."""
     run = args.run or newest_run()
-    if not (run / (args.base or "sft") / "model.safetensors").exists():
+    if not checkpoint.finished(run / (args.base or "sft")):
         fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"), plan.processes(args.threads):
         long2short.run_methods(run, args)
@@ -118,7 +118,7 @@ def settle(folder, args):
         fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
 
 
-def flywheel(args, run, then_shorten=True):
+def flywheel(args, run):
     """RL for half of the minutes, supervised learning of the starting stage on what RL solved (RFT), then RL from there: successful
     trajectories are recycled for later joint RL (K2.5 2.3)."""
     half = args.iterations and max(1, args.iterations // 2)
@@ -126,10 +126,10 @@ def flywheel(args, run, then_shorten=True):
     first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2 / (1 - SHORT_SHARE), "iterations": half, "name": name})    # all RL
     last = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "start": rft})
     settle(run / args.name, last)                                        # refuses now, not after half of the time
-    if not (run / rft / "model.safetensors").exists():
-        reinforce(first, run, then_shorten=False)
+    if not checkpoint.finished(run / rft):
+        reinforce(first, run)
         recycle(args, run, name, run / rft)
-    reinforce(last, run, then_shorten)
+    return reinforce(last, run)
 
 
 def recycle(args, run, source, folder, problems=512, documents=64, most=2, epochs=2, lr=3e-4):
@@ -141,30 +141,32 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6 + 1), args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
     Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
-    plan.console.print(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}", markup=False)
+    plan.say(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}")
     team.once(save, learns, folder)
 
 
-def reinforce(args, run, then_shorten=True):
-    """RL until its share of the minutes is over, then shortest rejection sampling; what is finished already is not done again."""
+def reinforce(args, run):
+    """RL until its share of the minutes is over. Returns whether there was anything to do: what is finished is not done again."""
     folder = run / args.name
     settle(folder, args)
-    finished = (folder / "model.safetensors").exists()
-    model = load(folder if finished else run / args.start, best_device()).train()
-    engine = engine_of(run, model)                                       # one set of weights samples and learns
-    if not finished:
-        pool = improve(args, folder, engine)
-        team.once(finish, folder, model, pool)
+    if checkpoint.finished(folder):
+        return False
+    model = load(run / args.start, best_device()).train()
+    engine = engine_of(run, model)                                       # one set of weights samples and learns, but for --rollout bf16
+    pool = improve(args, folder, engine)
+    team.once(finish, folder, model, pool)
+    return True
+
+
+def close(args, run, anew):
+    """Shortest rejection sampling of what RL reached, unless both are finished."""
+    folder, short = run / args.name, run / ("short" if args.name == "rl" else f"short-{args.name}")
     if not (folder / "pool.json").exists():
         fail(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
-    pool = [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
-    short = run / ("short" if args.name == "rl" else f"short-{args.name}")
-    if not then_shorten:
-        return
-    if finished and (short / "model.safetensors").exists():
-        plan.console.print(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
+    if checkpoint.finished(short) and not anew:
+        plan.say(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:
-        shorten(args, short, engine, pool)
+        shorten(args, run, folder, short)
 
 
 def finish(folder, model, pool):
@@ -177,12 +179,12 @@ def finish(folder, model, pool):
 def improve(args, folder, engine):
     """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
     learner = make_learner(args, engine, checkpoint.read_json(folder / "rl.json", "precision")["precision"])
-    state = checkpoint.resume(folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": []}
+    state = checkpoint.resume(folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": [], "waiting": []}
     with reading(folder, "delete its step-* to begin again, or give another --name"):
         pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else None
         thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
         unfinished = thawed(state["unfinished"])
-        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state.get("waiting", [])]
+        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]
     started = time.perf_counter()
     pool = pool or first_pool(args, engine)
     state["seconds"] += time.perf_counter() - started                    # curation counts
@@ -203,7 +205,7 @@ def first_pool(args, engine):
     pool = rollout.make_pool(args.pool, args.visual, args.seed)
     if args.curate:
         removed = rollout.curate(engine, pool, args.seed, args.max_new)
-        plan.console.print(f"curation: {removed['asked']} problems, {removed['always_solved']:.0%} always solved, {removed['guessed']:.0%} "
+        plan.say(f"curation: {removed['asked']} problems, {removed['always_solved']:.0%} always solved, {removed['guessed']:.0%} "
                            f"guessed without thinking, {removed['kept']} kept")
         if len(pool) < args.problems:
             fail("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
@@ -238,8 +240,8 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
         stats = learner.update(groups, rewards, iteration)
         clock.append(time.perf_counter())
 
-        for group in groups:                                             # what prioritised sampling looks at (k1.5 2.3.4)
-            group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
+        for group in groups:
+            group.remember()
         state["step"], state["seconds"] = iteration + 1, team.gather(time.perf_counter() - started)[0]      # one clock for all processes
         row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2), "handover_s": handover}
         panel.row(row)
@@ -261,7 +263,7 @@ def keep(folder, engine, learner, pool, unfinished, waiting, state):
         return
     state |= {"pool": [asdict(item) for item in pool], "unfinished": unfinished,
               "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
-    checkpoint.save(folder, state["step"], engine.model, learner.optimizer, state)
+    checkpoint.save(folder, engine.model, learner.optimizer, state)
 
 
 def hopeless(row, panel, patience=5):
@@ -275,21 +277,23 @@ def hopeless(row, panel, patience=5):
              "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
-def shorten(args, folder, engine, pool, problems=768, documents=64, epochs=2, lr=1e-4):
-    """Shortest rejection sampling (k1.5 2.4): k samples to problems that are mostly solved, supervised learning on the shortest right one.
-    Writes the model into `folder`."""
+def shorten(args, run, source, folder, problems=768, documents=64, epochs=2, lr=1e-4):
+    """Shortest rejection sampling (k1.5 2.4): k samples of the stage `source` to problems that are mostly solved, supervised learning on the
+    shortest right one. Writes the model into `folder`."""
+    engine = engine_of(run, load(source, best_device()).train())
+    pool = [rollout.Item(**item) for item in json.loads((source / "pool.json").read_text())]
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
     done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6), args.temperature)
     chosen = long2short.shortest_correct(done, rng)
     if not chosen:
-        plan.console.print(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
+        plan.say(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
     Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents, rng, epochs)
     team.once(save, engine.model, folder)
     long = np.mean([group.lengths for group in done])
-    plan.console.print(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
+    plan.say(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
                        f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
 
 

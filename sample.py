@@ -1,7 +1,7 @@
 """Talk to a trained model: text, pictures, clips, tools.
 
     python sample.py "What is in the picture?" --image FILE
-    python sample.py "Which way does it move?" --video clip.gif --thinking
+    python sample.py "Which way does it move?" --video clip.gif
     python sample.py                                                    a chat: /image FILE, /video FILE, /new, /quit
 """
 import argparse
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from nanokimi.checkpoint import RELEASED, newest_stage
-from nanokimi.data import prepared
+from nanokimi.checkpoint import RELEASED, finished, newest_stage
+from nanokimi.data import PYTHON_TOOL, prepared
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
@@ -42,8 +42,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
     parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, or before it has a finished stage the checkpoints of results/)")
     parser.add_argument("--stage", help="pretrain, longctx, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
-    parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, default=True, help="think before answering (default)")
-    parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once")
+    parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once, without thinking first")
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
     parser.add_argument("--temperature", type=temperature, default=0.0, help="0 = always the likeliest token")
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0)
@@ -63,7 +62,7 @@ def chosen_run(asked: str | None) -> Path:
 def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:
     """(engine, a line about the model)."""
     stage = run / stage if stage else newest_stage(run)
-    if not (stage / "model.safetensors").is_file():
+    if not finished(stage):
         raise BadInput(f"no trained model in {stage}: python train.py first, or name another --run or --stage")
     torch.set_num_threads(1)                                                    # one row: the operations are too small to share
     try:
@@ -163,7 +162,7 @@ class Chat:
     def turn(self):
         """One assistant turn."""
         options = self.options
-        prompt = self.engine.tokenizer.render_chat(self.messages, tools(options), options.thinking, generate=True)
+        prompt = self.engine.tokenizer.render_chat(self.messages, [PYTHON_TOOL] if options.tools else None, options.thinking, generate=True)
         stream = self.engine.stream(prompt, options.max_new, options.temperature, options.seed + len(self.messages))
         response = show(stream, self.write, options.thinking)
         if response.stop == "length":
@@ -178,14 +177,6 @@ class Chat:
         parts, _ = self.engine.call_tool(call, self.sandbox)
         self.write("".join(part if isinstance(part, str) else "[picture]" for part in parts) + "\n", True)
         return parts
-
-
-def tools(options) -> list | None:
-    """The declaration the model was trained with, where tools are wanted."""
-    if not options.tools:
-        return None
-    from nanokimi.data import PYTHON_TOOL
-    return [PYTHON_TOOL]
 
 
 def command(chat: Chat, line: str) -> Chat | None:

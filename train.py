@@ -38,7 +38,6 @@ def arguments():
     parser.add_argument("--documents", type=number(int, 2), help="a pre-training step, an even number (default: the preset's); fewer need less memory")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
     parser.add_argument("--devices", type=number(int, 1), help="processes (default: 2 on a CPU with two cores or more, else 1)")
-    parser.add_argument("--strategy", choices=["auto", "ddp"], default="auto", help="auto: DDP where there are two processes; ddp: always")
     parser.add_argument("--precision", choices=["auto", *plan.PRECISIONS], default="auto", help="auto: whichever is faster here")
     parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers (on a CPU: needs g++)")
     parser.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
@@ -68,14 +67,14 @@ def train(args, run):
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
     preset = replace(preset, documents=settings["documents"] or preset.documents)
-    fabric = plan.make_fabric(settings)
+    fabric = plan.make_fabric(settings["devices"], settings["threads"], settings["precision"])
     fabric.launch()                                                      # on a CPU: two processes of one thread (plan.default_devices)
     with plan.together(fabric), plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
         tokenizer = make_tokenizer(run, preset, fabric, log)
         for stage in ("pretrain", "sft") if args.stage == "all" else (args.stage,):
-            if stage != "tokenizer" and not (run / stage / "model.safetensors").exists():
+            if stage != "tokenizer" and not checkpoint.finished(run / stage):
                 train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, args.save_every)
     if args.stage == "all" and fabric.is_global_zero:
         torch.set_num_threads(settings["threads"])
@@ -160,7 +159,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
         log.row(row)
         if stopping or time.perf_counter() - last_save > save_every or step + 1 == steps:
             if fabric.is_global_zero:
-                checkpoint.save(run / stage, step + 1, core, optimizer, state)
+                checkpoint.save(run / stage, core, optimizer, state)
             last_save = time.perf_counter()
         if stopping:
             log.say(f"stopped at {stage} step {step + 1} of {steps}, saved in {run}. The same command goes on from here.")

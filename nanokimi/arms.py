@@ -184,7 +184,7 @@ def make_optimizer(model, s, stage, preset, precision):
 
 def train_stage(stage, run, s, seed, precision, fabric, log, stop):
     """As train.train_stage, with an arm's data, model and optimizer."""
-    if (run / stage / "model.safetensors").exists():
+    if checkpoint.finished(run / stage):
         return
     preset = preset_of(s)
     tokenizer = Tokenizer.load(run / "tokenizer", preset.model.vision.patch)
@@ -210,18 +210,18 @@ def train_stage(stage, run, s, seed, precision, fabric, log, stop):
 
 def reinforce(run, s, seed):
     """rl.py with the arm's options, without the closing stage."""
-    if (run / "rl" / "model.safetensors").exists():
+    if checkpoint.finished(run / "rl"):
         return
     options = [text for name, value in s.rl.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
     sys.argv = ["rl.py", "--run", str(run), "--seed", str(seed), "--threads", "1", *options]
     args = rl.arguments()
-    (rl.flywheel if args.flywheel else rl.reinforce)(args, run, then_shorten=False)
+    (rl.flywheel if args.flywheel else rl.reinforce)(args, run)
 
 
 def run_arm(run, note):
     """All stages of an arm that are not done yet. note: what arm.json holds."""
     s, seed = Settings(**note["settings"]), note["seed"]
-    fabric = plan.make_fabric({"devices": 1, "threads": 1, "precision": note["precision"]})
+    fabric = plan.make_fabric(1, 1, note["precision"])
     torch.set_flush_denormal(True)
     with plan.interruptible() as stop, plan.Log(run, fabric) as log:
         if s.steps:
@@ -293,7 +293,7 @@ def from_log(run, row):
 
 def measure(run, s, wanted, split, number):
     """{"measure row": [value by problem]} of a trained arm. wanted: [[measure, row], ...] as ledger.METRICS has them."""
-    last = next(stage for stage in ("rl", "sft", "pretrain") if (run / stage / "model.safetensors").exists())
+    last = next(stage for stage in ("rl", "sft", "pretrain") if checkpoint.finished(run / stage))
     models = lru_cache(maxsize=1)(lambda stage: open_stage(run / stage, s))
     tokenizer, out = Tokenizer.load(run / "tokenizer", PRESETS[s.preset].model.vision.patch), {}
     for kind, row in sorted(wanted):                                     # by measure, so that a model is opened once

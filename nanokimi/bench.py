@@ -270,7 +270,7 @@ def train_step_beside_transformers(model, tokenizer, preset):
         for step in choices.values():
             step()                                                       # warm
         best[side] = min(choices, key=lambda name: min(seconds(choices[name]) for _ in range(3)))
-    plan.console.print(f"train step: ours in {'bf16' if best['ours'] else 'fp32'}; theirs with {best['theirs'][0]} in "
+    plan.say(f"train step: ours in {'bf16' if best['ours'] else 'fp32'}; theirs with {best['theirs'][0]} in "
                        f"{'bf16' if best['theirs'][1] else 'fp32'}; {int((batch.segments > 0).sum())} tokens")
     pairs = [(seconds(ours[best["ours"]]), seconds(theirs[best["theirs"]])) for _ in range(2 * ROUNDS)]
     tokens = int((batch.segments > 0).sum())
@@ -477,7 +477,7 @@ def main():
     if args.out == RESULTS:                                              # published together
         write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values, commit)
     for name, seen in values.items():
-        plan.console.print(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
+        plan.say(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")
     rows = [{"name": name, "mean": float(np.median(seen)), "sd": float(np.std(seen, ddof=1)) if len(seen) > 1 else None, "values": seen, "target": TARGETS.get(name)}
             for name, seen in values.items()]
     write_json(args.out, {"experiment": args.out.stem, "command": " ".join(["python -m nanokimi.bench", *sys.argv[1:]]), "commit": commit,

@@ -73,12 +73,17 @@ def keep_rows(path, wanted):
         os.replace(partial, path)
 
 
+def finished(stage):
+    """Whether the folder of a stage has its weights."""
+    return (Path(stage) / "model.safetensors").is_file()
+
+
 def newest_stage(run, tuned=True):
     """The stage folder of a run whose model was written last; long2short's comparisons and longctx, which cannot chat, are left out, and if
     wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.
     FileNotFoundError if there is none."""
     if (run / "card.json").is_file():
-        return run / ("tuned" if tuned and (run / "tuned" / "model.safetensors").is_file() else "rl")
+        return run / ("tuned" if tuned and finished(run / "tuned") else "rl")
     left_out = ("long2short.json",) if tuned else ("long2short.json", "own.json")
     stages = [path.parent for path in run.glob("*/model.safetensors") if path.parent.name != "longctx"
               and (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]
@@ -87,17 +92,17 @@ def newest_stage(run, tuned=True):
     return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
 
 
-def save(folder, step, model, optimizer, extra):
-    """Write `folder/step-000123` and remove its older siblings. Interrupted at any point, the previous checkpoint is still whole."""
+def save(folder, model, optimizer, state):
+    """Write `folder/step-000123` (state["step"]) and remove its older siblings. Interrupted at any point, the previous checkpoint is still whole."""
     folder = Path(folder)
-    final, partial = folder / f"step-{step:06d}", folder / "partial"
+    final, partial = folder / f"step-{state['step']:06d}", folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in flatten_optimizer(optimizer).items()}
     tensors["rng"] = torch.get_rng_state()
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, **extra}) + "\n")
+    (partial / "state.json").write_text(json.dumps(state) + "\n")
     for file in partial.iterdir():                                      # on disk before the rename says so
         with open(file, "r+b") as handle:                               # Windows flushes only what may be written
             os.fsync(handle.fileno())

@@ -26,7 +26,7 @@ from scipy import stats
 
 from . import data, plan
 from .arms import Settings, preset_of
-from .checkpoint import read_json, read_rows, write_json
+from .checkpoint import finished, read_json, read_rows, write_json
 from .kernels import best_device
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
@@ -158,7 +158,7 @@ def begins_from(args, s, seed):
         name, arm = s.start.split("/")
         return folder_of(args, BY_NAME[name], arm, seed)
     base = Path(args.base.format(seed=seed))
-    if not (base / "sft" / "model.safetensors").exists():
+    if not finished(base / "sft"):
         sys.exit(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
     return base
 
@@ -180,7 +180,7 @@ def run_all(args, runs, split):
         for process, (run, started) in running.items():
             process.wait()
             note(args, "stopped", run, seconds=time.time() - started)
-        plan.console.print("stopped. The same command goes on from here.")
+        plan.say("stopped. The same command goes on from here.")
         sys.exit(130)
 
 
@@ -191,7 +191,7 @@ def begin(args, running, run, split):
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     running[process] = run, time.time()
     note(args, "started", run, anew=anew, settings=json.loads((run / "arm.json").read_text())["settings"])
-    plan.console.print(f"{run} ...", markup=False)
+    plan.say(f"{run} ...")
 
 
 def end(args, process, run, started):
@@ -199,7 +199,7 @@ def end(args, process, run, started):
     done = process.returncode == 0
     note(args, "finished" if done else "failed", run, seconds=time.time() - started)
     how = "done" if done else f"FAILED, see {run / 'log.txt'}"
-    plan.console.print(f"{run}: {how} after {(time.time() - started) / 60:.1f} min", markup=False)
+    plan.say(f"{run}: {how} after {(time.time() - started) / 60:.1f} min")
 
 
 def note(args, event, run, **more):

@@ -186,8 +186,8 @@ def misled(words, rng):
 def draw_kinds(rng, mix, number):
     """`number` kinds of a mix by systematic sampling: every share is met within one document, so that steps, and the processes that share
     a step, have equally much to do."""
-    places = (np.arange(number) + rng.random()) / number
-    return [list(mix)[i] for i in np.searchsorted(normalised(mix).cumsum()[:-1], places, side="right")]
+    places, shares = (np.arange(number) + rng.random()) / number, np.array(list(mix.values()), float)
+    return [list(mix)[i] for i in np.searchsorted((shares / shares.sum()).cumsum()[:-1], places, side="right")]
 
 
 def pretrain_document(rng, tokenizer, vision, length, kind, progress=1.0):
@@ -240,12 +240,6 @@ def longctx_document(rng, tokenizer, vision, length, kind):
         own = np.random.default_rng(seed)
         return tokenizer.render_document(document(LONG[kind](own, "train", size), own, vision, long.MOST))
     return kind, render(longest(render, room))
-
-
-def normalised(shares):
-    """Shares as probabilities."""
-    weights = np.array(list(shares.values()), float)
-    return weights / weights.sum()
 
 
 # ---- chats (zero-vision cold start) --------------------------------------------------------------------------------------------------

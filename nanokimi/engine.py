@@ -51,6 +51,10 @@ class Response:
         self.sampled += [sampled] * len(ids)
         self.versions += [version] * len(ids)
 
+    def own_logprobs(self) -> list[float]:
+        """Of the tokens that the model sampled itself, in their order."""
+        return [logprob for logprob, own in zip(self.logprobs, self.sampled) if own]
+
     def trajectory(self, prompt: Rendered) -> Rendered:
         """Prompt and response as one document whose mask is the sampled tokens: what the next turn continues and what RL trains on."""
         return Rendered(prompt.ids + self.ids, [False] * len(prompt.ids) + self.sampled, prompt.clips + self.clips)

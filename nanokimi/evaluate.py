@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 
 from . import data, plan, report
-from .checkpoint import read_rows, write_json
+from .checkpoint import finished, read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, BadInput, command, number
 from .kernels import best_device
@@ -183,7 +183,7 @@ def note_reading(run, split, number, what):
 def report_card(run, split, number, stage="sft"):
     """All rows of a run: {"row": value}; `stage` answers what is asked in chat."""
     run = Path(run)
-    if not (run / stage / "model.safetensors").exists():
+    if not finished(run / stage):
         raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
     note_reading(run, split, number, "exam")
     base, chat = (engine_of(run, load(run / folder, best_device())) for folder in ("pretrain", stage))      # both before the first takes its time
@@ -202,7 +202,7 @@ QUICK["longctx"] = QUICK["pretrain"]                                     # what 
 
 
 def quick_documents(stage, tokenizer, vision, number=40):
-    """[(row, Rendered)]: val problems with their true answers; text rows of the SFT stage as chats, everything else as documents."""
+    """[(row, Rendered)]: val problems with their true answers; rows of the SFT stage as chats, of pre-training as documents."""
     rng, out = np.random.default_rng(0), []
     for row in QUICK[stage]:
         for problem in exam.exam(row, "val", number):

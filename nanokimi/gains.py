@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from . import plan
-from .checkpoint import read_rows
+from .checkpoint import finished, read_rows
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
@@ -63,7 +63,7 @@ def tool_rows(engine, split, number):
 def stages(run, split, number):
     """{"sft": rows, "rl": rows, "short": rows} of the stages that the run has."""
     note_reading(run, split, number, "gains")
-    there = [folder for folder in STAGES if (run / folder / "model.safetensors").exists()]
+    there = [folder for folder in STAGES if finished(run / folder)]
     return {folder: chat_rows(engine_of(run, load(run / folder, best_device())), split, number) for folder in there}
 
 
@@ -96,7 +96,7 @@ def main():
     """The command line."""
     args = exam_arguments("Compare the stages of runs in chat.", Path("results/rl.json"))
     for run in args.runs:
-        if not (run / "rl" / "model.safetensors").exists():
+        if not finished(run / "rl"):
             raise BadInput(f"{run} has no finished RL: python rl.py --run {run} first.")
     cards = [stages(run, args.split, args.problems) for run in args.runs]
     for card in cards:

@@ -301,7 +301,7 @@ def main() -> None:
         export(args.run, args.folder, args.stage, args.dtype, args.text_only)
     else:
         bring_back(args.folder, args.run, args.stage)
-    plan.console.print(f"written: {args.folder if args.command == 'export' else args.run / args.stage}", markup=False)
+    plan.say(f"written: {args.folder if args.command == 'export' else args.run / args.stage}")
 
 
 if __name__ == "__main__":

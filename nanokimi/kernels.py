@@ -1,4 +1,4 @@
-"""The few places where plain autograd is too slow on a CPU: hand-written backwards, and the two kernels of experts and attention.
+"""The few places where plain autograd is too slow on a CPU: hand-written backwards, and the kernels of experts and attention.
 
 Each does what one line of torch would; tests/test_model.py holds that line. On a CPU a step costs what it moves through memory, so
 everything here is about touching the large tensors less often. Left out: compiled kernels.

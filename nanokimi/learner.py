@@ -37,9 +37,9 @@ class Learner:
 
     # ---------------------------------------------------------------- reinforcement
     def update(self, groups: list[rollout.Group], rewards: list[list[float]], iteration: int) -> dict:
-        """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios; the
-        mismatch is that of the first step, before anything has changed. MuonClip's step is equally large however
-        small the gradient, so where there is nothing to learn there must be no step."""
+        """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios; the mismatch is that of the first step, before
+        anything has changed. MuonClip's step is equally large however small the gradient, so where there is nothing to learn there must be
+        no step."""
         learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
         stats = {"steps": 0, "tokens": 0, "log_ratio": [], "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
         if self.objective == "k15":

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from . import plan
+from .checkpoint import finished
 from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
@@ -96,7 +97,7 @@ def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: 
     `only` these stages; without controls, nothing but the stages."""
     note_reading(run, split, number, "long2short")
     exams = {row: exam.exam(row, split, number) for row in ROWS}
-    stages = [stage for stage in only if (run / stage / "model.safetensors").exists()]
+    stages = [stage for stage in only if finished(run / stage)]
     out = {"stages": {}, "caps": {}, "sweep": {}, "more": {}}
     for stage in stages:
         engine = engine_of(run, load(run / stage, best_device()))
@@ -223,7 +224,7 @@ def report(run: Path, number: int = 100) -> None:
     card = measure(run, "val", number)
     print_card(card, number, "val", best_method(card["stages"]) if set(CANDIDATES) & set(card["stages"]) else "")
     picture([card], run / "long2short.png")
-    plan.console.print(f"figure: {run / 'long2short.png'}", markup=False)
+    plan.say(f"figure: {run / 'long2short.png'}")
 
 
 @command
@@ -231,7 +232,7 @@ def main() -> None:
     """The command line."""
     args = exam_arguments("Accuracy against response tokens.", Path("results/long2short.json"))
     for run in args.runs:
-        missing = [stage for stage in STAGES if not (run / stage / "model.safetensors").exists()]
+        missing = [stage for stage in STAGES if not finished(run / stage)]
         if missing:
             raise BadInput(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.")
     stages = ("long", *CANDIDATES)

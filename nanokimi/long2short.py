@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from . import data, plan, rollout, team
-from .checkpoint import read_json, write_json
+from .checkpoint import finished, read_json, write_json
 from .engine import Engine, engine_of
 from .errors import MOST_SEED, MOST_THREADS, BadInput, number
 from .kernels import best_device
@@ -75,7 +75,7 @@ def preferences(group: Group, rng) -> list[tuple]:
 
 def with_reference(talk) -> tuple[Rendered, float]:
     """(document, its log-probability under the model that sampled it): the reference of DPO needs no second model."""
-    return talk.response.trajectory(talk.prompt), sum(p for p, own in zip(talk.response.logprobs, talk.response.sampled) if own)
+    return talk.response.trajectory(talk.prompt), sum(talk.response.own_logprobs())
 
 
 # ---- methods -------------------------------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def reinforce(learner: Learner, engine: Engine, pool: list, rewards_of, iteratio
         groups = rollout.sample(engine, rollout.choose(pool, problems, rng), K, max_new, (STREAM, seed, iteration))
         learner.update(groups, [rewards_of(group, iteration) for group in groups], iteration)
         for group in groups:
-            group.item.success = 0.5 * group.item.success + 0.5 * group.solved()
+            group.remember()
         lengths.append(np.mean([group.lengths for group in groups]))
     return f"{iterations} iterations, mean length {lengths[0]:.0f} to {lengths[-1]:.0f}"
 
@@ -142,7 +142,7 @@ def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
     """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
     batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style, rank=team.rank(),
-                           world=team.world())
+                           world=team.size())
     for step in range(steps):
         learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
         shards, counts = batches[step]
@@ -169,17 +169,17 @@ def make_pool(number: int, seed: int) -> list:
     return seen[:number // 2] + read[:number - number // 2]
 
 
-def think(run: Path, args, say) -> None:
+def think(run: Path, args) -> None:
     """The two models that everything starts from: `long` and `brief`, same base, same chats. The long one gets no RL here, unlike the
     paper's: 122 iterations of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
     for style in ("long", "brief"):
-        if done(run, style):
+        if finished(run / style):
             check(run / style, ("base", "seed", "sft_steps", "sft_lr"), args, "delete it and what came from it (l2s-*)")
             continue
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
         teach(learner, style, args.sft_steps, args.seed)
-        finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started, say)
+        finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started)
 
 
 def check(folder: Path, names: tuple, args, remedy: str) -> None:
@@ -190,15 +190,10 @@ def check(folder: Path, names: tuple, args, remedy: str) -> None:
             raise BadInput(f"{folder} was made with {name} {kept[name]}, not {getattr(args, name)}: give the same, or {remedy}")
 
 
-def done(run: Path, stage: str) -> bool:
-    """Whether a stage has its weights."""
-    return (run / stage / "model.safetensors").exists()
-
-
-def finish(run: Path, stage: str, model: NanoKimi, args, note: str, started: float, say) -> None:
+def finish(run: Path, stage: str, model: NanoKimi, args, note: str, started: float) -> None:
     """Saves a stage with the settings that made it."""
     team.once(write, run, stage, model, args, note, time.perf_counter() - started)
-    say(f"{stage}: {note} ({time.perf_counter() - started:.0f} s)")
+    plan.say(f"{stage}: {note} ({time.perf_counter() - started:.0f} s)")
 
 
 def write(run: Path, stage: str, model: NanoKimi, args, note: str, seconds: float) -> None:
@@ -210,7 +205,7 @@ def write(run: Path, stage: str, model: NanoKimi, args, note: str, seconds: floa
     save(model, run / stage)
 
 
-def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
+def apply(method: str, run: Path, args, groups: list[Group]) -> None:
     """One method, from the long model, into its stage."""
     started = time.perf_counter()
     learner, engine = fresh(run, "long", args.lr)
@@ -223,13 +218,13 @@ def apply(method: str, run: Path, args, groups: list[Group], say) -> None:
     elif method == "dpo":
         note = prefer_shortest(learner, groups, rng)
     else:
-        pool = [replace(group.item) for group in groups]
-        penalised = lambda group, iteration: rollout.with_length(group, args.weight)
-        rewards_of, most = {"rl": (penalised, int(0.4 * LONGEST)),                              # k1.5: a much smaller maximum
-                            "toggle": (within_budget(budgets_of(groups), args.phase), LONGEST),
-                            "rigid": (within_budget(budgets_of(groups), 10 ** 9), LONGEST)}[method]
+        pool, most = [replace(group.item) for group in groups], LONGEST
+        if method == "rl":
+            rewards_of, most = lambda group, iteration: rollout.with_length(group, args.weight), int(0.4 * LONGEST)     # k1.5: a much smaller maximum
+        else:
+            rewards_of = within_budget(budgets_of(groups), args.phase if method == "toggle" else 10 ** 9)               # rigid: an endless phase
         note = reinforce(learner, engine, pool, rewards_of, args.iterations, most, args.seed)
-    finish(run, f"l2s-{method}", learner.model, args, note, started, say)
+    finish(run, f"l2s-{method}", learner.model, args, note, started)
 
 
 def arguments(argv: list[str]):
@@ -254,19 +249,18 @@ def arguments(argv: list[str]):
 def run_methods(run: Path, args) -> None:
     """The two models and the methods asked for; what is there already is not done again."""
     made = run / "long" / "long2short.json"
-    args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if done(run, "rl") else "sft")
-    say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
-    think(run, args, say)
+    args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if finished(run / "rl") else "sft")
+    think(run, args)
     asked = METHODS if args.method == "all" else (args.method,)
     for method in asked:
-        if done(run, f"l2s-{method}"):
+        if finished(run / f"l2s-{method}"):
             check(run / f"l2s-{method}", MATTERS[method], args, "delete it to make it anew")
-    wanted = [method for method in asked if not done(run, f"l2s-{method}")]
+    wanted = [method for method in asked if not finished(run / f"l2s-{method}")]
     groups = []
     if set(wanted) - {"merge"}:
         _, engine = fresh(run, "long", args.lr)
         groups = sample(engine, make_pool(args.problems, args.seed), args.seed)
-        say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
+        plan.say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
             f"{np.mean([group.lengths for group in groups]):.0f} tokens")
     for method in wanted:
-        apply(method, run, args, groups, say)
+        apply(method, run, args, groups)

@@ -117,7 +117,7 @@ def _load_animation(path) -> Clip:
         count = _count(path, image)
         _check_size(path, count, image.size)
         frames, durations = [], []
-        for frame in _decoded(path, lambda: list(_copies(image))):
+        for frame in _decoded(path, lambda: [frame.copy() for frame in ImageSequence.Iterator(image)]):
             frames.append(to_rgb(frame))
             durations.append(frame.info.get("duration") or DEFAULT_FRAME_MS)
     return Clip(_stacked(path, frames), 1000.0 / float(np.mean(durations)))
@@ -133,11 +133,6 @@ def _stacked(path, frames) -> np.ndarray:
 def _count(path, image) -> int:
     """How many frames Pillow finds."""
     return _decoded(path, lambda: getattr(image, "n_frames", 1))
-
-
-def _copies(image):
-    for frame in ImageSequence.Iterator(image):
-        yield frame.copy()
 
 
 def _load_folder(path: Path) -> Clip:

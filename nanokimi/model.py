@@ -118,7 +118,7 @@ def with_language(model: NanoKimi, **changes) -> NanoKimi:
 
 
 def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
-    """Sets the expert and attention kernels this device can run; returns their names for the log. On a CPU also tunes malloc."""
+    """Sets the expert and attention kernels this device can run; returns their names. On a CPU also tunes malloc."""
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()

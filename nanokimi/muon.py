@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.adamw import adamw
 
+from . import team
 from .kernels import faster_dtype
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # ML#2: quintic with the steepest slope at 0
@@ -65,13 +66,13 @@ def orthogonal_updates(stacks, dtype=torch.bfloat16):
 
 def shared_newton_schulz(chunks, dtype):
     """Newton-Schulz of every chunk (k, n, m), in order. Several processes do a share each and exchange what they did: the same numbers."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if team.size() == 1:
         return [newton_schulz(chunk, dtype) for chunk in chunks]
-    owners = fair_shares([chunk.shape[1] * chunk.numel() for chunk in chunks], dist.get_world_size())
+    owners = fair_shares([chunk.shape[1] * chunk.numel() for chunk in chunks], team.size())
     whole = torch.zeros(sum(chunk.numel() for chunk in chunks), dtype=dtype, device=chunks[0].device)
     parts = [part.view_as(chunk) for part, chunk in zip(whole.split([chunk.numel() for chunk in chunks]), chunks)]
     for part, chunk, owner in zip(parts, chunks, owners):
-        if owner == dist.get_rank():
+        if owner == team.rank():
             part.copy_(newton_schulz(chunk, dtype))
     dist.all_reduce(whole)                                             # everything else is zero: a sum that is exact
     return parts

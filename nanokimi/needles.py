@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from . import data, plan
+from .checkpoint import finished
 from .engine import Engine
 from .errors import MOST_THREADS, BadInput, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
@@ -71,7 +72,7 @@ def measure(run, split, number):
                 hits = [correct(p, answer) for p, answer in zip(problems, ask_document(engine, problems))]
                 grids[kind][name].append(np.reshape(hits, (len(DEPTHS), number)).mean(1).tolist())
         means = ", ".join(f"{name} {np.mean(grid[-1]):.2f}" for name, grid in grids[kind].items())
-        plan.console.print(f"{kind} at {lengths[-1]} tokens: {means}")
+        plan.say(f"{kind} at {lengths[-1]} tokens: {means}")
     return grids, lengths
 
 
@@ -118,7 +119,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for run in args.runs:
-        if not (run / "longctx" / "model.safetensors").exists():
+        if not finished(run / "longctx"):
             raise BadInput(f"{run} has no finished stage longctx: python train.py --stage longctx --run {run} first.")
     cards, lengths = zip(*(measure(run, args.split, args.problems) for run in args.runs))
     for run, grids, tokens in zip(args.runs, cards, lengths):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, data, plan
-from .checkpoint import newest_stage, read_json, write_json
+from .checkpoint import finished, newest_stage, read_json, write_json
 from .engine import Engine, engine_of
 from .errors import BadInput, command, reading
 from .evaluate import ask_chat
@@ -53,7 +53,6 @@ class Example:
     where: str
     forms: list[Rendered]
     problem: Problem | None = None
-
     held_out: bool = False      # one picture or clip in ten, by its file's name: never trained on, always the same ones
 
 
@@ -194,7 +193,7 @@ def tune(args) -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     source = newest_stage(run, tuned=False)
-    if (run / "tuned" / "model.safetensors").exists():
+    if finished(run / "tuned"):
         raise BadInput(f"{run / 'tuned'} is finished already: move it away to tune again")
     model = load(source, best_device())
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
@@ -209,9 +208,8 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     steps, folder = args.steps or 200, run / "tuned"
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
     theirs, held = (theirs, held) if theirs else (examples, [])           # a folder of one or two pictures: nothing is left to hold out
-    say = lambda text: plan.console.print(text, markup=False, soft_wrap=True)
     settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "steps": steps, "seed": args.seed, "source": source.name})
-    say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
+    plan.say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
     learner = Learner(model.train(), tokenizer, muon(model, lr))
     state = checkpoint.resume(folder, model, learner.optimizer) or {"step": 0}
@@ -221,19 +219,19 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
             learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
             loss = learner.imitate(documents_of(theirs, tokenizer, model.config.vision, np.random.default_rng([args.seed, 3, step])))
             if (step + 1) % 20 == 0:
-                say(f"{step + 1:5d}  loss {loss:.3f}")
+                plan.say(f"{step + 1:5d}  loss {loss:.3f}")
             if stop.asked or time.perf_counter() - last > args.save_every:
-                checkpoint.save(folder, step + 1, model, learner.optimizer, {"step": step + 1})
+                checkpoint.save(folder, model, learner.optimizer, {"step": step + 1})
                 last = time.perf_counter()
             if stop.asked:
-                say(f"stopped after step {step + 1}, saved in {folder}. The same command goes on from here.")
+                plan.say(f"stopped after step {step + 1}, saved in {folder}. The same command goes on from here.")
                 sys.exit(130)
     after = measure(model.eval(), tokenizer, held)
     write_json(folder / "own.json", json.loads((folder / "own.json").read_text()) | {"before": before, "after": after})
     save(model, folder)
     checkpoint.clear(folder)
-    say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before))
-    say(f'next: python sample.py "{QUESTIONS["image"]}" --image FILE --run {run}')
+    plan.say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before))
+    plan.say(f'next: python sample.py "{QUESTIONS["image"]}" --image FILE --run {run}')
 
 
 def settle(folder: Path, settings: dict) -> None:
@@ -292,7 +290,7 @@ def main() -> None:
         problems = problems or [e.problem for e in read(args.data, engine.tokenizer, engine.model.config.vision) if e.problem]
         if not problems:
             raise BadInput(f"{args.data} holds no picture and no clip to ask about.")
-        plan.console.print(f"{stage.name}: {answered(engine, problems):.3f} of {len(problems)}", markup=False)
+        plan.say(f"{stage.name}: {answered(engine, problems):.3f} of {len(problems)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from . import team
 from .checkpoint import keep_rows
-from .plan import console
+from .plan import console, say
 
 SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "advantage_spread": "{:.3f}", "entropy": "{:.3f}",
          "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "mismatch": "{:.5f}", "mismatch_kl": "{:.1e}", "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
@@ -21,8 +21,7 @@ def summary(groups, unfinished, stats, clock):
         return taken | {"steps": 0, "abilities": {}}                             # nothing is over yet (--segment, --stale)
     responses = [response for group in groups for response in group.responses]
     rewards = np.array([group.rewards for group in groups])                      # (P, k)
-    sampled = sum(sum(r.sampled) for r in responses)
-    logprobs = np.concatenate([np.array(r.logprobs)[np.array(r.sampled, bool)] for r in responses])
+    logprobs = [logprob for r in responses for logprob in r.own_logprobs()]
     newest = max(version for r in responses for version in r.versions)
     calls = [ok for r in responses for ok in r.tools]
     abilities = {}
@@ -30,12 +29,12 @@ def summary(groups, unfinished, stats, clock):
         abilities.setdefault(f"{group.item.modality} {group.item.ability}", []).append(group.solved())
     return {"reward": float(rewards.mean()), "pass_rate": float(np.mean([group.solved() for group in groups])),
             "zero_variance": float(np.mean([not group.differs for group in groups])),
-            "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-logprobs.mean()),
+            "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-np.mean(logprobs)),
             "log_ratio": float(np.mean(stats["log_ratio"])) if stats["log_ratio"] else 0.0, "log_ratio_max": stats["log_ratio_max"],
             **{name: value for name, value in stats.items() if name.startswith("mismatch")},
-            "length": sampled / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
+            "length": len(logprobs) / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
-            "rollout_tokens_s": sampled / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
+            "rollout_tokens_s": len(logprobs) / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
             **taken, "steps": stats["steps"],
             "stale": float(np.mean([version < newest for r in responses for version in r.versions])),
             "abilities": {name: float(np.mean(values)) for name, values in sorted(abilities.items())}}
@@ -62,7 +61,7 @@ class Panel:
 
     def say(self, text):
         """A line that stays."""
-        console.print(text)
+        say(text)
 
     def row(self, row):
         """One iteration's numbers."""

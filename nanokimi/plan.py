@@ -32,6 +32,11 @@ PRECISIONS = ("bf16-mixed", "32-true")
 SFT_STEP = 0.75                 # time of a cold start's step over that of a pre-training step (measured: nano, in bf16 and in fp32)
 
 
+def say(text):
+    """Lines for people, as they are: brackets are no markup, and a terminal wraps them itself."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def cores():
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -58,7 +63,7 @@ def commit():
 # ---- settings ----------------------------------------------------------------------------------------------------------------------
 
 def settle(run, args):
-    """The run's settings: written on the first start, read ever after. Exits with a sentence if the command line contradicts them."""
+    """The run's settings: written on the first start, read ever after. BadInput if the command line contradicts them."""
     path = run / "run.json"
     asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps,
              "documents": args.documents}
@@ -81,8 +86,8 @@ def settle(run, args):
     now = {"commit": commit(), "devices": args.devices or settings["devices"]}           # any number of processes: the shards stay the same
     for name, value in now.items():
         if settings[name] != value and "LOCAL_RANK" not in os.environ:                   # said once, not by every process
-            console.print(f"note: {run} was started with {name} {settings[name]}, this is {value}: the rest may not be bit-identical")
-    return settings | {"devices": now["devices"], "strategy": args.strategy}
+            say(f"note: {run} was started with {name} {settings[name]}, this is {value}: the rest may not be bit-identical")
+    return settings | {"devices": now["devices"]}
 
 
 def check_settings(path, settings):
@@ -102,7 +107,7 @@ def check_settings(path, settings):
 
 
 def hold(run):
-    """Takes the run's folder for this training; exits with a sentence if another one has it. Released when the process ends, however."""
+    """Takes the run's folder for this training; BadInput if another one has it. Released when the process ends, however."""
     if "LOCAL_RANK" in os.environ:                                       # a second process of the training that holds it
         return nullcontext()
     run.mkdir(parents=True, exist_ok=True)
@@ -128,7 +133,7 @@ def together(fabric):
 def base(run, stage):
     """The folder of the model that a stage begins from, None for the first. As in K2, long context comes before post-training: the cold
     start begins from RUN/longctx where there is one. BadInput where the order is broken."""
-    finished = lambda name: (run / name / "model.safetensors").exists()
+    finished = lambda name: checkpoint.finished(run / name)
     if stage == "pretrain":
         return None
     if not finished("pretrain"):
@@ -150,19 +155,17 @@ def workers(device):
     return 1 if device.type == "cpu" else max(1, min(8, torch.get_num_threads() - 1))
 
 
-def make_fabric(settings):
+def make_fabric(devices, threads, precision):
     """Fabric for the run's devices; processes share the threads."""
     from lightning.fabric import Fabric                                  # here, as it takes seconds and only training needs it
     from lightning.fabric.strategies import DDPStrategy
-    devices = settings["devices"]
     if data.SHARDS % devices:
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
-    torch.set_num_threads(max(1, settings["threads"] // devices))
+    torch.set_num_threads(max(1, threads // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)     # precision and cards: they are in our own first line
-    several = devices > 1 or settings.get("strategy") == "ddp"
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if several else "auto"
-    return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=settings["precision"])
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if devices > 1 else "auto"
+    return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=precision)
 
 
 @contextmanager
@@ -174,7 +177,7 @@ def processes(threads):
     if devices == 1:
         yield
         return
-    fabric = make_fabric({"devices": devices, "threads": threads, "precision": "32-true"})
+    fabric = make_fabric(devices, threads, "32-true")
     fabric.launch()
     console.quiet = fabric.global_rank > 0
     with together(fabric):
@@ -292,7 +295,7 @@ class Log:
     def say(self, text):
         """A line above the progress bar."""
         if not self.silent:
-            (self.bar.console if self.bar else console).print(text)
+            (self.bar.console if self.bar else console).print(text, markup=False, soft_wrap=True)
 
     def progress(self, stage, batches, steps, done):
         """Iterate over batches behind a progress bar (in the first process)."""

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan
-from .checkpoint import RELEASED, read_rows, write_json
+from .checkpoint import RELEASED, finished, read_rows, write_json
 from .engine import engine_of
 from .evaluate import BASE, ask_chat, ask_document, mean_score
 from .model import load
@@ -52,7 +52,7 @@ def thin(source, target, every):
 
 def release(run, folder, number):
     """Copies the stages of `run` into `folder`, asks them, writes card.json."""
-    missing = [stage for stage in STAGES if not (run / stage / "model.safetensors").exists()]
+    missing = [stage for stage in STAGES if not finished(run / stage)]
     if missing:
         sys.exit(f"{run} has no finished {', '.join(missing)}: python train.py and python rl.py first.")
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
@@ -77,7 +77,7 @@ def main():
     torch.set_num_threads(args.threads)
     release(args.run, args.out, args.problems)
     for stage, rows in json.loads((args.out / "card.json").read_text())["stages"].items():
-        plan.console.print(f"{stage:<9}" + " · ".join(f"{name} {value:.2f}" for name, value in rows.items()))
+        plan.say(f"{stage:<9}" + " · ".join(f"{name} {value:.2f}" for name, value in rows.items()))
 
 
 if __name__ == "__main__":

@@ -120,6 +120,10 @@ class Group:
         """Share of right responses."""
         return float(np.mean(self.right))
 
+    def remember(self) -> None:
+        """Tells the problem how often it was solved now: what prioritised sampling looks at (k1.5 2.3.4; the moving average is ours)."""
+        self.item.success = 0.5 * self.item.success + 0.5 * self.solved()
+
     def open_tools(self, engine: Engine) -> None:
         """A tool process for every response that is under way, its variables as they were."""
         memo = Memo()
@@ -203,12 +207,13 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
             group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
     for process, sampled in enumerate(team.gather([exported(group) for group in mine])):
         if process != team.rank():
-            for group, state in zip(groups[process::team.world()], sampled):
+            for group, state in zip(groups[process::team.size()], sampled):
                 take_over(group, state)
     return [g for g in groups if g.over], [g for g in groups if not g.over]
 
 
-SAMPLED = ("response", "segments", "turns", "turn_tokens", "asks", "over")      # of a conversation: what sampling changes
+COUNTERS = ("segments", "turns", "turn_tokens", "over")
+SAMPLED = ("response", "asks", *COUNTERS)                                 # of a conversation: what sampling changes
 
 
 def exported(group: Group) -> tuple:
@@ -286,7 +291,7 @@ def micro_batches(groups: list[Group], rewards: list[list[float]], patch: int, p
 def _training(pairs, patch, pad) -> Training:
     talks = [talk for group, _ in pairs for talk in group.talks]
     batch, order = data.packed([talk.response.trajectory(talk.prompt) for talk in talks], pad, patch)
-    sampled = [[p for p, own in zip(talks[n].response.logprobs, talks[n].response.sampled) if own] for n in order]
+    sampled = [talks[n].response.own_logprobs() for n in order]
     owner = np.repeat(order, [len(logprobs) for logprobs in sampled])
     by_response = [(value, np.mean(values), np.std(values)) for _, values in pairs for value in values]
     return Training(batch, np.concatenate(sampled).astype(np.float32), owner, *np.array(by_response, np.float32).T)
@@ -299,8 +304,8 @@ KEPT = ("ids", "logprobs", "sampled", "versions", "tools", "stop")       # of a 
 
 def freeze(group: Group) -> dict:
     """An unfinished group as JSON, a copy: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
-    talks = [{"response": {name: copy.deepcopy(getattr(talk.response, name)) for name in KEPT}, "segments": talk.segments, "turns": talk.turns,
-              "turn_tokens": talk.turn_tokens, "over": talk.over} for talk in group.talks]
+    talks = [{"response": {name: copy.deepcopy(getattr(talk.response, name)) for name in KEPT},
+              **{name: getattr(talk, name) for name in COUNTERS}} for talk in group.talks]
     return {"seed": group.item.seed, "key": list(group.talks[0].key[:-1]), "max_new": group.talks[0].max_new, "talks": talks}
 
 
@@ -311,7 +316,7 @@ def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
     group = start(engine, item, len(frozen["talks"]), frozen["max_new"], tuple(frozen["key"]))
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
-        talk.segments, talk.turns, talk.turn_tokens, talk.over = (kept[name] for name in ("segments", "turns", "turn_tokens", "over"))
+        vars(talk).update({name: kept[name] for name in COUNTERS})
         talk.sandbox = Sandbox(tool_media(group.problem)) if group.tools else None
         talk.response.clips = replay(engine, talk)
         pads = sum(clip.tokens(engine.tokenizer.patch) for clip in talk.response.clips)

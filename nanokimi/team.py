@@ -7,25 +7,25 @@ import torch
 import torch.distributed as dist
 
 
-def world() -> int:
+def size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number; 0 writes the files and speaks."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def share(things: list) -> list:
     """What this process works on."""
-    return things[rank()::world()]
+    return things[rank()::size()]
 
 
 def gather(thing) -> list:
     """What every process has, by rank: anything that can be pickled."""
-    everyones = [thing] * world()
-    if world() > 1:
+    everyones = [thing] * size()
+    if size() > 1:
         dist.all_gather_object(everyones, thing)
     return everyones
 
@@ -37,7 +37,7 @@ def anyone(asked: bool) -> bool:
 
 def meet() -> None:
     """Waits until all are here."""
-    if world() > 1:
+    if size() > 1:
         dist.barrier()
 
 
@@ -50,7 +50,7 @@ def once(write, *arguments) -> None:
 
 def sum_gradients(parameters) -> None:
     """Adds up everyone's gradients. What has none in any process keeps none: the optimizer leaves it alone."""
-    if world() == 1:
+    if size() == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
     somewhere = torch.tensor([float(p.grad is not None) for p in parameters])
@@ -65,7 +65,7 @@ def sum_gradients(parameters) -> None:
 def share_statistics(language) -> None:
     """Max logits (K2 Alg. 1 wants the maximum over the whole batch) and expert loads (their sum), over processes; one that had nothing to
     do in this step has seen none."""
-    if world() == 1:
+    if size() == 1:
         return
     device = language.head.weight.device
     for layer in language.layers:

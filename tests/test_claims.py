@@ -120,10 +120,10 @@ def test_arms_have_the_same_budget_and_valid_options(claim, monkeypatch):
 
 def test_a_flywheel_arm_ends_with_rl(monkeypatch):
     ended = []
-    monkeypatch.setattr(rl, "reinforce", lambda args, run, then_shorten=True: ended.append(then_shorten))
+    monkeypatch.setattr(rl, "reinforce", lambda args, run: ended.append(args.name)), monkeypatch.setattr(rl, "close", None)
     monkeypatch.setattr(rl, "settle", lambda *_: None), monkeypatch.setattr(rl, "recycle", lambda *_: None)
     arms.reinforce(Path("nowhere"), Settings(rl={"flywheel": True}), 0)
-    assert ended == [False, False]
+    assert ended == ["rl-first", "rl"]
 
 
 def batches_of(tokenizer, s, stage="pretrain", steps=10, cls=ArmBatches, length=256):

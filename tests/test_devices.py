@@ -28,7 +28,7 @@ from nanokimi.muon import MuonClip, qk_clip
 from nanokimi.tokenizer import Tokenizer
 from train import backward
 preset, devices, out = PRESETS["micro"], int(sys.argv[1]), sys.argv[2]
-fabric = plan.make_fabric({{"devices": devices, "threads": devices, "precision": "32-true"}})
+fabric = plan.make_fabric(devices, devices, "32-true")
 fabric.launch()
 tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
 torch.manual_seed(0)
@@ -248,7 +248,7 @@ def test_a_mac_trains_on_its_cpu(monkeypatch, devices):
 
     from nanokimi import plan
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
-    fabric = plan.make_fabric({"devices": devices, "threads": 2, "precision": "32-true"})
+    fabric = plan.make_fabric(devices, 2, "32-true")
     assert fabric.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -289,7 +289,7 @@ def test_a_checkpoint_is_flushed_as_windows_wants_it(monkeypatch, tmp_path):
     def flush(number):
         assert fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY, "OSError: [Errno 9] Bad file descriptor"
     monkeypatch.setattr(os, "fsync", flush)
-    checkpoint.save(tmp_path, 1, *linear_with_state(), {})
+    checkpoint.save(tmp_path, *linear_with_state(), {"step": 1})
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux which files are mapped")
@@ -297,7 +297,7 @@ def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path):
     """Windows deletes no file that a tensor still looks into."""
     from nanokimi import checkpoint
     model, optimizer = linear_with_state()
-    checkpoint.save(tmp_path, 1, model, optimizer, {})
+    checkpoint.save(tmp_path, model, optimizer, {"step": 1})
     kept = {name: x.clone() for name, x in checkpoint.flatten_optimizer(optimizer).items()}
     optimizer.state.clear()
     assert checkpoint.resume(tmp_path, model, optimizer) == {"step": 1}

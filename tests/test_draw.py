@@ -1,4 +1,4 @@
-"""Drawing: shapes that are where they should be, visible, told apart when small, and fast."""
+"""Drawing: shapes that are where they should be, visible, and told apart when small."""
 
 import numpy as np
 import pytest

@@ -74,7 +74,6 @@ def read_tables():
 
 
 PICTOGRAMS = {pictogram.name: pictogram for pictogram in read_tables()}
-CAPITALS = {name: pictogram.capital for name, pictogram in PICTOGRAMS.items() if pictogram.capital}
 
 
 # ---- where things are

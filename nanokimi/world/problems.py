@@ -1,4 +1,4 @@
-"""Problems by ability. Every function takes (rng, split) and returns the problems about ONE context, pictures or their text twin.
+"""Problems by ability. Every *_problems function takes (rng, split) and returns the problems about ONE context, pictures or their text twin.
 `level` is how far training has come on the path from easy (few things, dark plain backgrounds, one chunk) to the exam's difficulty at 1.0.
 
 A twin says in words what the picture shows, and asks the same questions: the model that learns both can carry one over to the other.

@@ -63,7 +63,7 @@ class Scene:
         return f"from left to right: {self.names}."
 
     def picture(self, rng, level=1.0):
-        """Draw it on a background chosen by rng for this level: uint8 (height, width, 3)."""
+        """Draw it on a background chosen by rng for this level."""
         return Image(paint(self.things, draw.background(rng, self.height, self.width, level), rng))
 
 
