@@ -19,7 +19,7 @@ import torch
 
 from nanokimi import checkpoint, lengths, long2short, pages, plan, rollout, team
 from nanokimi.engine import Engine, engine_of
-from nanokimi.errors import MOST_SEED, MOST_THREADS, command, fail, number, reading
+from nanokimi.errors import MOST_SEED, MOST_THREADS, BadInput, command, number, reading
 from nanokimi.kernels import best_device
 from nanokimi.learner import Learner, muon
 from nanokimi.model import load, save
@@ -77,9 +77,9 @@ def main():
     args = arguments()
     run = args.run or newest_run()
     if not checkpoint.finished(run / args.start):
-        fail(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
+        raise BadInput(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
     if args.k < 2:
-        fail("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
+        raise BadInput("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     with plan.hold(run / args.name), plan.processes(args.threads):
         close(args, run, anew=(flywheel if args.flywheel else reinforce)(args, run))
 
@@ -88,7 +88,7 @@ def shorter(args):
     """python rl.py long2short: see nanokimi/long2short.py."""
     run = args.run or newest_run()
     if not checkpoint.finished(run / (args.base or "sft")):
-        fail(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
+        raise BadInput(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"), plan.processes(args.threads):
         long2short.run_methods(run, args)
         if team.rank() == 0:
@@ -99,7 +99,9 @@ def shorter(args):
 def newest_run():
     """The run whose cold start finished last."""
     found = sorted(Path("runs").glob("*/sft/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    return found[-1].parent.parent if found else fail("no run has finished its cold start yet: python train.py first, or give --run.")
+    if not found:
+        raise BadInput("no run has finished its cold start yet: python train.py first, or give --run.")
+    return found[-1].parent.parent
 
 
 def settle(folder, args):
@@ -115,7 +117,7 @@ def settle(folder, args):
     kept = checkpoint.read_json(path)
     changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
     if changed:
-        fail(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
+        raise BadInput(f"{folder} was started with {changed[0]} {kept[changed[0]]}, not {given[changed[0]]}: give another --name, or the same settings.")
 
 
 def flywheel(args, run):
@@ -162,7 +164,7 @@ def close(args, run, anew):
     """Shortest rejection sampling of what RL reached, unless both are finished."""
     folder, short = run / args.name, run / ("short" if args.name == "rl" else f"short-{args.name}")
     if not (folder / "pool.json").exists():
-        fail(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
+        raise BadInput(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
     if checkpoint.finished(short) and not anew:
         plan.say(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:
@@ -208,7 +210,7 @@ def first_pool(args, engine):
         plan.say(f"curation: {removed['asked']} problems, {removed['always_solved']:.0%} always solved, {removed['guessed']:.0%} "
                            f"guessed without thinking, {removed['kept']} kept")
         if len(pool) < args.problems:
-            fail("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
+            raise BadInput("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
     return pool
 
 
@@ -273,7 +275,7 @@ def hopeless(row, panel, patience=5):
     panel.barren = panel.barren + 1 if row["steps"] == 0 else 0
     if panel.barren == patience:
         why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
-        fail(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "
+        raise BadInput(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "
              "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 

@@ -27,6 +27,7 @@ from scipy import stats
 from . import data, plan
 from .arms import Settings, preset_of
 from .checkpoint import finished, read_json, read_rows, write_json
+from .errors import BadInput, command
 from .kernels import best_device
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
@@ -127,12 +128,12 @@ def folder_of(args, claim, arm, seed, rate=None):
 
 
 def prepare(args, claim, arm, seed, rate=None):
-    """The arm's folder with its settings and what it begins from; returns it. SystemExit if it was begun with others."""
+    """The arm's folder with its settings and what it begins from; returns it. BadInput if it was begun with others."""
     run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
     note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems, "wanted": wanted(claim)}
     note = json.loads(json.dumps(note))
     if (run / "arm.json").exists() and kept_note(run) != note:
-        sys.exit(f"{run} was started with other settings: delete it, or give another --root.")
+        raise BadInput(f"{run} was started with other settings: delete it, or give another --root.")
     run.mkdir(parents=True, exist_ok=True)
     source = begins_from(args, s, seed)
     for part in ["tokenizer", *(["pretrain" if s.sft_steps else "sft"] if not s.steps else [])]:
@@ -159,7 +160,7 @@ def begins_from(args, s, seed):
         return folder_of(args, BY_NAME[name], arm, seed)
     base = Path(args.base.format(seed=seed))
     if not finished(base / "sft"):
-        sys.exit(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
+        raise BadInput(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
     return base
 
 
@@ -186,9 +187,9 @@ def run_all(args, runs, split):
 
 def begin(args, running, run, split):
     """Starts an arm in a session of its own: a terminal's Ctrl-C reaches it through us, once."""
-    command, anew = [sys.executable, "-m", "nanokimi.arms", str(run.resolve()), split], not (run / "log.txt").exists()
+    program, anew = [sys.executable, "-m", "nanokimi.arms", str(run.resolve()), split], not (run / "log.txt").exists()
     with open(run / "log.txt", "a") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(program, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     running[process] = run, time.time()
     note(args, "started", run, anew=anew, settings=json.loads((run / "arm.json").read_text())["settings"])
     plan.say(f"{run} ...")
@@ -466,6 +467,7 @@ def settle(args):
     args.precision = json.loads(path.read_text())["precision"]
 
 
+@command
 def main(argv=None):
     """Runs, collects, writes."""
     args = arguments(argv)

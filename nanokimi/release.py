@@ -7,7 +7,6 @@ They are replaced only when the recipe changes. tests/test_release.py asks every
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from . import plan
 from .checkpoint import RELEASED, finished, read_rows, write_json
 from .engine import engine_of
+from .errors import BadInput, command
 from .evaluate import BASE, ask_chat, ask_document, mean_score
 from .model import load
 from .rollout import content_of
@@ -54,7 +54,7 @@ def release(run, folder, number):
     """Copies the stages of `run` into `folder`, asks them, writes card.json."""
     missing = [stage for stage in STAGES if not finished(run / stage)]
     if missing:
-        sys.exit(f"{run} has no finished {', '.join(missing)}: python train.py and python rl.py first.")
+        raise BadInput(f"{run} has no finished {', '.join(missing)}: python train.py and python rl.py first.")
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     for stage in STAGES:
         halve(run / stage, folder / stage)
@@ -66,6 +66,7 @@ def release(run, folder, number):
                                       "stages": {stage: card(folder, stage, number) for stage in STAGES}})
 
 
+@command
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Write the checkpoints that come with the project.")
