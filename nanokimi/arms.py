@@ -23,7 +23,7 @@ from .config import PRESETS
 from .engine import Engine
 from .errors import command
 from .kernels import best_device
-from .model import NanoKimi, choose_kernel, load, save
+from .model import NO_LOSS, NanoKimi, choose_kernel, load, save
 from .muon import AdamW, MuonClip
 from .rollout import content_of, question_content
 from .tokenizer import Learn, Tokenizer
@@ -243,7 +243,7 @@ def read(model, tokenizer, documents):
         part = order[start:start + 64]
         batch = data.to_batch([[documents[i]] for i in part], len(documents[part[-1]].ids), 0, tokenizer.patch)
         batch = batch.to(model.language.head.weight.device)
-        where = batch.targets != -100                                    # (B, T)
+        where = batch.targets != NO_LOSS                                    # (B, T)
         targets = batch.targets[where]
         logprobs = model.language.head(model(batch)[where]).float().log_softmax(-1)                   # (n, V)
         right, nats = torch.ones_like(where), torch.zeros_like(where, dtype=torch.float32)
@@ -256,9 +256,7 @@ def read(model, tokenizer, documents):
 
 def documents_row(model, tokenizer, row, split, number):
     """{"exact", "nats"} by problem: an exam row in the pre-training format with its true answers."""
-    vision = model.config.vision
-    documents = [tokenizer.render_document(data.context_parts(p, vision) + data.question_parts(p, row in evaluate.THOUGHT))
-                 for p in exam.exam(row, split, number)]
+    documents = [evaluate.true_document(p, row, tokenizer, model.config.vision) for p in exam.exam(row, split, number)]
     exact, nats, targets = read(model, tokenizer, documents)
     return {"exact": list(exact), "nats": [loss / n for loss, n in zip(nats, targets)]}
 

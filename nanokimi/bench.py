@@ -22,7 +22,7 @@ from .checkpoint import write_json
 from .config import PRESETS
 from .engine import Conversation, Engine
 from .errors import MOST_THREADS, number
-from .model import NanoKimi, choose_kernel
+from .model import NO_LOSS, NanoKimi, choose_kernel
 from .muon import MuonClip, qk_clip
 from .policy import mismatch
 from .sandbox import Sandbox
@@ -252,7 +252,7 @@ def train_step_beside_transformers(model, tokenizer, preset):
     trained = copy.deepcopy(model).train()
     choose_kernel(trained, "cpu")
     batch = picture_batch(tokenizer, preset)
-    labels = torch.cat([torch.full_like(batch.targets[:, :1], -100), batch.targets[:, :-1]], 1)          # they shift labels themselves
+    labels = torch.cat([torch.full_like(batch.targets[:, :1], NO_LOSS), batch.targets[:, :-1]], 1)          # they shift labels themselves
     inputs = {"input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "image_grid_thw": torch.tensor(batch.grid_thw),
               "pixel_values": (batch.patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch), "labels": labels}
 

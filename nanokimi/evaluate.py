@@ -21,7 +21,7 @@ from .checkpoint import finished, read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, BadInput, command, number
 from .kernels import best_device
-from .model import load
+from .model import NO_LOSS, load
 from .rollout import MAX_NEW, begin, content_of, example_chat, respond
 from .tokenizer import Rendered
 from .world import exam
@@ -56,6 +56,16 @@ def ask_chat(engine, problems, tools=False, max_new=MAX_NEW):
     groups = [begin(engine, p, 1, max_new, (0, i), tools=tools) for i, p in enumerate(problems)]
     respond(engine, groups)
     return [group.responses[0] for group in groups]
+
+
+def chat_answers(engine, problems, tools=False):
+    """Answers in chat after thinking, one string a problem."""
+    return [content_of(response) for response in ask_chat(engine, problems, tools)]
+
+
+def true_document(problem, row, tokenizer, vision):
+    """A problem of an exam row in the pre-training format, with its true answer."""
+    return tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------------------
@@ -153,9 +163,7 @@ def chat_rows(engine, split, number, known):
     """
     rows, problems = {}, {name: exam.exam(name, split, number) for name in exam.ROWS}
     accuracy = lambda name, responses: mean_correct(problems[name], [content_of(r) for r in responses])
-    text = {"arithmetic": accuracy("arithmetic", ask_chat(engine, problems["arithmetic"])),
-            "scene_text": accuracy("scene_text", ask_chat(engine, problems["scene_text"])),
-            "tool_text": accuracy("tool_text", ask_chat(engine, problems["tool_text"], tools=True))}
+    text = {name: accuracy(name, ask_chat(engine, problems[name], tools=name == "tool_text")) for name in ("arithmetic", "scene_text", "tool_text")}
     rows |= {f"text_{name}": value for name, value in text.items()}
     rows["text_acc"] = float(np.mean(list(text.values())))
     pictures = ask_chat(engine, problems["chat_picture"])
@@ -167,8 +175,7 @@ def chat_rows(engine, split, number, known):
     rows["zv_tool_rate_needed"], rows["zv_tool_rate_other"] = tool_rate(need), tool_rate(other)
     rows["zv_tool_gap"] = rows["zv_tool_rate_needed"] - rows["zv_tool_rate_other"]
     rows["zv_tool_acc"] = accuracy("tool_picture", need)
-    capital = ask_chat(engine, problems["flag_capital"])
-    rows |= clustered("axb_capital_thinking", problems["flag_capital"], [content_of(r) for r in capital], known)
+    rows |= clustered("axb_capital_thinking", problems["flag_capital"], chat_answers(engine, problems["flag_capital"]), known)
     rows["caption_f1_after"] = mean_score(problems["caption"], ask_document(engine, problems["caption"]))
     return rows
 
@@ -211,7 +218,7 @@ def quick_documents(stage, tokenizer, vision, number=40):
                 messages, _ = example_chat(problem, vision, rng)
                 doc = tokenizer.render_chat(messages, tools=[data.PYTHON_TOOL] if problem.code else None)
             else:
-                doc = tokenizer.render_document(data.context_parts(problem, vision) + data.question_parts(problem, row in THOUGHT))
+                doc = true_document(problem, row, tokenizer, vision)
             out.append((row, doc))
     return out
 
@@ -234,7 +241,7 @@ def quick(model, stage, documents, fabric):
         types, batch = token_types(batch, rows, model.media_pad, model.config.vision.patch).to(fabric.device), batch.to(fabric.device)
         with fabric.autocast(), recorded_choices(model) as choices:
             hidden = model(batch)
-            learned = batch.targets != -100
+            learned = batch.targets != NO_LOSS
             right = torch.ones_like(learned)
             right[learned] = model.language.head(hidden[learned]).argmax(-1) == batch.targets[learned]
         for (row, _), good in zip(rows, right.all(1).tolist()):

@@ -15,7 +15,7 @@ from . import plan
 from .checkpoint import finished, read_rows
 from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import ask_chat, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
+from .evaluate import ask_chat, chat_answers, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
 from .kernels import best_device
 from .model import load
 from .rollout import content_of
@@ -38,12 +38,12 @@ def chat_rows(engine, split, number):
         responses = ask_chat(engine, problems)
         rows[name] = mean_score(problems, [content_of(r) for r in responses])
         lengths += [sum(r.sampled) for r in responses]
-        blind.append(mean_score(problems, [content_of(r) for r in ask_chat(engine, exam.blind(problems))]))
+        blind.append(mean_score(problems, chat_answers(engine, exam.blind(problems))))
     rows["visual"], rows["visual_blind"], rows["visual_tokens"] = (float(np.mean(values)) for values in
                                                                    ([rows[name] for name in PICTURES], blind, lengths))
     for name, use_tools in TEXT.items():
         problems = exam.exam(name, split, number)
-        rows[name] = mean_score(problems, [content_of(r) for r in ask_chat(engine, problems, tools=use_tools)])
+        rows[name] = mean_score(problems, chat_answers(engine, problems, use_tools))
     return rows | tool_rows(engine, split, number)
 
 
@@ -51,7 +51,7 @@ def tool_rows(engine, split, number):
     """Pictures that need the tool: solved with it, and by eye alone."""
     problems, rows = exam.exam("tool_picture", split, number), {}
     for arm, use_tools in (("tool", True), ("eyes", False)):
-        answers = [content_of(r) for r in ask_chat(engine, problems, tools=use_tools)]
+        answers = chat_answers(engine, problems, use_tools)
         rows[f"{arm}_solved"] = mean_correct(problems, answers)
         for pose, begins in POSES.items():
             some = [i for i, p in enumerate(problems) if p.question.startswith(begins)]

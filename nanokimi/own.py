@@ -25,18 +25,17 @@ from . import checkpoint, data, plan
 from .checkpoint import finished, newest_stage, read_json, write_json
 from .engine import Engine, engine_of
 from .errors import BadInput, command, reading
-from .evaluate import ask_chat
+from .evaluate import chat_answers, mean_correct
 from .kernels import best_device
 from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
-from .rollout import content_of, example_chat
+from .rollout import example_chat
 from .tokenizer import Rendered, Tokenizer
 from .vision import navit_resize
 from .world import exam
 from .world.types import Clip, Image, Problem
-from .world.verify import correct
 
 QUESTIONS = {"image": "what is in the picture?", "video": "what happens?"}
 SHARE = 0.5             # of a step's documents that are theirs; the rest is what the model learned before
@@ -272,7 +271,7 @@ def measure(model, tokenizer: Tokenizer, held: list[Example], number: int = 40) 
 
 def answered(engine: Engine, problems: list[Problem]) -> float:
     """Share of right answers in chat, with thinking, as sample.py asks."""
-    return float(np.mean([correct(p, content_of(r)) for p, r in zip(problems, ask_chat(engine, problems))]))
+    return mean_correct(problems, chat_answers(engine, problems))
 
 
 @command

@@ -16,9 +16,8 @@ from . import plan
 from .checkpoint import RELEASED, finished, read_rows, write_json
 from .engine import engine_of
 from .errors import BadInput, command
-from .evaluate import BASE, ask_chat, ask_document, mean_score
+from .evaluate import BASE, ask_document, chat_answers, mean_score
 from .model import load
-from .rollout import content_of
 from .world import exam
 
 STAGES = ("pretrain", "sft", "rl", "short")                              # in the order they were trained
@@ -33,7 +32,7 @@ def card(run, stage, number):
     problems = {row: exam.exam(row, "val", number) for row in (*CHATS, *(BASE[name][0] for name in DOCUMENTS))}
     if stage == "pretrain":
         return {name: measure(problems[row], ask_document(engine, problems[row])) for name in DOCUMENTS for row, measure in [BASE[name]]}
-    return {row: mean_score(problems[row], [content_of(r) for r in ask_chat(engine, problems[row], tools=tools)]) for row, tools in CHATS.items()}
+    return {row: mean_score(problems[row], chat_answers(engine, problems[row], tools)) for row, tools in CHATS.items()}
 
 
 def halve(source, target):
