@@ -95,7 +95,7 @@ def test_dpo_equals_trl(base, tmp_path):
     """TRL's trainer on two exported models (policy and reference) gives our loss on the same tokens."""
     trl, transformers = pytest.importorskip("trl"), pytest.importorskip("transformers")
     from datasets import Dataset
-    from nanokimi.model import NanoKimi, load, save
+    from nanokimi.model import NanoKimi, load
     tokenizer = Tokenizer.load(base / "tokenizer", 8)
     ours = []
     for seed in (1, 2):

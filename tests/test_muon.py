@@ -1,7 +1,6 @@
 """MuonClip: Newton-Schulz against torch's, the split over the real model, update size, QK-Clip on the logits, exact resume."""
 import copy
 import io
-from dataclasses import replace
 
 import pytest
 import torch
