@@ -81,6 +81,7 @@ def main():
     if args.k < 2:
         raise BadInput("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     with plan.hold(run / args.name), plan.processes(args.threads):
+        run = team.gather(run)[0]                                        # the newest one, when the first process looked
         close(args, run, anew=(flywheel if args.flywheel else reinforce)(args, run))
 
 
@@ -90,6 +91,7 @@ def shorter(args):
     if not checkpoint.finished(run / (args.base or "sft")):
         raise BadInput(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
     with plan.hold(run / "long2short"), plan.processes(args.threads):
+        run = team.gather(run)[0]
         long2short.run_methods(run, args)
         if team.rank() == 0:
             torch.set_num_threads(args.threads)                          # the other process has nothing to do any more
@@ -189,7 +191,7 @@ def improve(args, folder, engine):
         waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]
     started = time.perf_counter()
     pool = pool or first_pool(args, engine)
-    state["seconds"] += time.perf_counter() - started                    # curation counts
+    state["seconds"] = team.gather(state["seconds"] + time.perf_counter() - started)[0]      # curation counts; one clock for all processes
     with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
         iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel)
     return pool
@@ -244,7 +246,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
 
         for group in groups:
             group.remember()
-        state["step"], state["seconds"] = iteration + 1, team.gather(time.perf_counter() - started)[0]      # one clock for all processes
+        state["step"], state["seconds"] = iteration + 1, team.gather(time.perf_counter() - started)[0]
         row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2), "handover_s": handover}
         panel.row(row)
         hopeless(row, panel)

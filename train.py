@@ -67,8 +67,7 @@ def train(args, run):
     settings = plan.settle(run, args)                                    # what a resumed run must not change: seed, precision, processes
     preset = PRESETS[settings["preset"]]
     preset = replace(preset, documents=settings["documents"] or preset.documents)
-    fabric = plan.make_fabric(settings["devices"], settings["threads"], settings["precision"])
-    fabric.launch()                                                      # on a CPU: two processes of one thread (plan.default_devices)
+    fabric = plan.launch(settings["devices"], settings["threads"], settings["precision"])        # on a CPU: two processes of one thread (plan.default_devices)
     with plan.together(fabric), plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")

@@ -221,7 +221,7 @@ def reinforce(run, s, seed):
 def run_arm(run, note):
     """All stages of an arm that are not done yet. note: what arm.json holds."""
     s, seed = Settings(**note["settings"]), note["seed"]
-    fabric = plan.make_fabric(1, 1, note["precision"])
+    fabric = plan.make_fabric(1, note["precision"])
     torch.set_flush_denormal(True)
     with plan.interruptible() as stop, plan.Log(run, fabric) as log:
         if s.steps:

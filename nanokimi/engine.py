@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import team
 from .data import shared_media
 from .errors import BadInput
 from .language import Cache
@@ -304,7 +305,7 @@ class Engine:
     def _answer(self, asked: list["Conversation"]) -> None:
         """Runs the calls of these conversations and forces the results on them; those without a turn or room for an answer are over."""
         able = [talk for talk in asked if talk.turns > 1]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:                      # a run's time limit is wall clock
+        with ThreadPoolExecutor(max(1, os.cpu_count() // team.size())) as threads:                      # a run's time limit is wall clock
             answers = list(threads.map(self._tool_turn, able))
         for talk in asked:
             talk.over, talk.asks, talk.response.stop = True, False, "length"

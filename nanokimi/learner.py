@@ -41,7 +41,7 @@ class Learner:
         anything has changed. MuonClip's step is equally large however small the gradient, so where there is nothing to learn there must be
         no step."""
         learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
-        stats = {"steps": 0, "tokens": 0, "log_ratio": [], "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
+        stats = {"steps": 0, "tokens": 0, "log_ratio": 0.0, "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
         if self.objective == "k15":
             self.optimizer.state.clear()                                 # every iteration is a new problem (k1.5 2.3.2)
         for _ in range(self.inner):
@@ -67,7 +67,7 @@ class Learner:
             OBJECTIVES[self.objective](Samples(new, old, *rest, tokens, responses)).backward()
             stats["tokens"] += len(new)
             ratio = (new - old).detach()
-            stats["log_ratio"].append(ratio.abs().mean().item())
+            stats["log_ratio"] += ratio.abs().sum().item()
             stats["log_ratio_max"] = max(stats["log_ratio_max"], ratio.abs().max().item())
             if stats["steps"] == 0:
                 stats["first"].append(ratio.cpu())
@@ -140,10 +140,11 @@ def total(numbers: tuple) -> list:
 
 
 def everyones(stats: dict) -> dict:
-    """What all processes saw of an update. Steps were taken together."""
+    """What all processes saw of an update; log_ratio becomes a mean over tokens. Steps were taken together."""
     seen = team.gather(stats)
-    joined = {name: sum((part[name] for part in seen), []) for name in ("log_ratio", "first")}
-    return stats | joined | {"tokens": sum(part["tokens"] for part in seen), "log_ratio_max": max(part["log_ratio_max"] for part in seen)}
+    tokens, log_ratio = (sum(part[name] for part in seen) for name in ("tokens", "log_ratio"))
+    return stats | {"tokens": tokens, "log_ratio": log_ratio / max(1, tokens), "log_ratio_max": max(part["log_ratio_max"] for part in seen),
+                    "first": [ratio for part in seen for ratio in part["first"]]}
 
 
 def batches_of(things: list, size: int, rng=None):

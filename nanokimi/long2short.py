@@ -256,6 +256,7 @@ def run_methods(run: Path, args) -> None:
         if finished(run / f"l2s-{method}"):
             check(run / f"l2s-{method}", MATTERS[method], args, "delete it to make it anew")
     wanted = [method for method in asked if not finished(run / f"l2s-{method}")]
+    team.meet()                                                          # all have looked before one of them writes
     groups = []
     if set(wanted) - {"merge"}:
         _, engine = fresh(run, "long", args.lr)

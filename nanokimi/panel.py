@@ -30,7 +30,7 @@ def summary(groups, unfinished, stats, clock):
     return {"reward": float(rewards.mean()), "pass_rate": float(np.mean([group.solved() for group in groups])),
             "zero_variance": float(np.mean([not group.differs for group in groups])),
             "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-np.mean(logprobs)),
-            "log_ratio": float(np.mean(stats["log_ratio"])) if stats["log_ratio"] else 0.0, "log_ratio_max": stats["log_ratio_max"],
+            "log_ratio": stats["log_ratio"], "log_ratio_max": stats["log_ratio_max"],
             **{name: value for name, value in stats.items() if name.startswith("mismatch")},
             "length": len(logprobs) / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -120,14 +121,35 @@ def hold(run):
 
 @contextmanager
 def together(fabric):
-    """The processes of a training end together: where the first one fails, the others would wait for it."""
+    """The processes of a training end together: where the first one fails, the others would wait for it, and the other way round."""
+    if fabric.global_rank > 0:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         yield
-    except Exception:
-        others = getattr(fabric.strategy.launcher, "procs", [])
+    except BaseException as error:                                       # whatever it is: a sentence and Ctrl-C, too
+        others, said = getattr(fabric.strategy.launcher, "procs", []), False
         while others:
-            others.pop().kill()                                          # and out of the list: Lightning would kill this one in turn
+            other = others.pop()                                         # out of the list: Lightning would kill this one in turn
+            said |= isinstance(error, RuntimeError) and ended(other) == 2
+            other.kill()
+        if said:                                                         # the connection broke, as another one has said what is wrong
+            sys.exit(2)
         raise
+
+
+def ended(process, seconds=2):
+    """The exit code of a process that is about to end; None if it is not."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def end_with(parent):
+    """Ends this process when the one that started it is gone: nobody needs its share of the work any more."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def base(run, stage):
@@ -155,30 +177,36 @@ def workers(device):
     return 1 if device.type == "cpu" else max(1, min(8, torch.get_num_threads() - 1))
 
 
-def make_fabric(devices, threads, precision):
-    """Fabric for the run's devices; processes share the threads."""
+def make_fabric(devices, precision):
+    """Fabric for the run's devices."""
     from lightning.fabric import Fabric                                  # here, as it takes seconds and only training needs it
     from lightning.fabric.strategies import DDPStrategy
     if data.SHARDS % devices:
         raise BadInput(f"--devices {devices}: a step has {data.SHARDS} shards, so use 1 or {data.SHARDS} processes.")
-    torch.set_num_threads(max(1, threads // devices))
     warnings.filterwarnings("ignore", message=".*deprecated.*")          # between Lightning and torch; nothing a reader can do about it
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)     # precision and cards: they are in our own first line
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if devices > 1 else "auto"
     return Fabric(accelerator=best_device(), devices=devices, strategy=strategy, precision=precision)
 
 
+def launch(devices, threads, precision):
+    """Fabric with its processes started; they share the threads."""
+    fabric = make_fabric(devices, precision)
+    fabric.launch()
+    torch.set_num_threads(max(1, threads // devices))                    # after it: Lightning goes by the machine's cores
+    return fabric
+
+
 @contextmanager
 def processes(threads):
     """Two processes where training would take two: both run what follows, each on its share of the problems (nanokimi/team.py)."""
     devices = default_devices(threads)
-    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if devices == 1:
+        torch.set_num_threads(threads)
         yield
         return
-    fabric = make_fabric(devices, threads, "32-true")
-    fabric.launch()
+    fabric = launch(devices, threads, "32-true")
     console.quiet = fabric.global_rank > 0
     with together(fabric):
         yield
