@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-STEPS = 60
+STEPS = 40
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAIN = ("train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--save-every", "0", "--precision", "32-true")
 SCRIPT = f"""
