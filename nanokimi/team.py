@@ -1,6 +1,6 @@
 """Several processes that work as one: who takes which share, and what they tell each other. With one process all of it is nothing.
 
-plan.make_fabric starts them (two, where there are two cores: small kernels leave threads waiting); what they exchange goes through
+plan.launch starts them (two, where there are two cores: small kernels leave threads waiting); what they exchange goes through
 torch.distributed. train.py gives each the shards of a step, rl.py gives each a share of the problems.
 """
 import torch
