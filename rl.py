@@ -210,7 +210,7 @@ def first_pool(args, engine):
     if args.curate:
         removed = rollout.curate(engine, pool, args.seed, args.max_new)
         plan.say(f"curation: {removed['asked']} problems, {removed['always_solved']:.0%} always solved, {removed['guessed']:.0%} "
-                           f"guessed without thinking, {removed['kept']} kept")
+                 f"guessed without thinking, {removed['kept']} kept")
         if len(pool) < args.problems:
             raise BadInput("curation left fewer problems than an iteration takes: give a larger --pool, or leave --curate away.")
     return pool
@@ -257,7 +257,7 @@ def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, sto
             keep(folder, engine, learner, pool, [rollout.freeze(group) for group in unfinished], waiting, state)
             last_save = time.perf_counter()
     if stopping:
-        panel.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
+        plan.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
         sys.exit(0 if team.rank() else 130)                              # a launcher kills its siblings when one of them fails
 
 
@@ -278,7 +278,7 @@ def hopeless(row, panel, patience=5):
     if panel.barren == patience:
         why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
         raise BadInput(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "
-             "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
+                       "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
 def shorten(args, run, source, folder, problems=768, documents=64, epochs=2, lr=1e-4):
@@ -298,7 +298,7 @@ def shorten(args, run, source, folder, problems=768, documents=64, epochs=2, lr=
     team.once(save, engine.model, folder)
     long = np.mean([group.lengths for group in done])
     plan.say(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
-                       f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
+             f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
 
 
 if __name__ == "__main__":

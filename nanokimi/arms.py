@@ -243,7 +243,7 @@ def read(model, tokenizer, documents):
         part = order[start:start + 64]
         batch = data.to_batch([[documents[i]] for i in part], len(documents[part[-1]].ids), 0, tokenizer.patch)
         batch = batch.to(model.language.head.weight.device)
-        where = batch.targets != NO_LOSS                                    # (B, T)
+        where = batch.targets != NO_LOSS                                 # (B, T)
         targets = batch.targets[where]
         logprobs = model.language.head(model(batch)[where]).float().log_softmax(-1)                   # (n, V)
         right, nats = torch.ones_like(where), torch.zeros_like(where, dtype=torch.float32)

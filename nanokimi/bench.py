@@ -271,7 +271,7 @@ def train_step_beside_transformers(model, tokenizer, preset):
             step()                                                       # warm
         best[side] = min(choices, key=lambda name: min(seconds(choices[name]) for _ in range(3)))
     plan.say(f"train step: ours in {'bf16' if best['ours'] else 'fp32'}; theirs with {best['theirs'][0]} in "
-                       f"{'bf16' if best['theirs'][1] else 'fp32'}; {int((batch.segments > 0).sum())} tokens")
+             f"{'bf16' if best['theirs'][1] else 'fp32'}; {int((batch.segments > 0).sum())} tokens")
     pairs = [(seconds(ours[best["ours"]]), seconds(theirs[best["theirs"]])) for _ in range(2 * ROUNDS)]
     tokens = int((batch.segments > 0).sum())
     return {"train_vs_transformers": [b / a for a, b in pairs], "train_tokens_s": [tokens / a for a, _ in pairs],

@@ -59,7 +59,7 @@ class Learner:
         mine = team.share(learn)
         batches = rollout.micro_batches([group for group, _ in mine], [values for _, values in mine], self.tokenizer.patch, self.tokenizer.pad,
                                         MICRO_TOKENS)
-        tokens, responses = total((sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)))
+        tokens, responses = team.total((sum(len(b.old) for b in batches), sum(len(b.reward) for b in batches)))
         for training in batches:
             new, _ = self.model.target_logprobs(training.batch.to(self.device), self.temperature)
             arrays = (training.old, training.owner, training.reward, training.baseline, training.spread)
@@ -85,7 +85,7 @@ class Learner:
         """One step of supervised learning on these documents; returns the loss."""
         mine = team.share(documents)
         batch = data.packed(mine, self.tokenizer.pad, self.tokenizer.patch)[0] if mine else None
-        targets, rows = total((batch.denominator, batch.rows) if mine else (0, 0))
+        targets, rows = team.total((batch.denominator, batch.rows) if mine else (0, 0))
         loss = torch.zeros(())
         if mine:
             batch.denominator, batch.rows = targets, rows
@@ -134,15 +134,10 @@ class Learner:
         self.optimizer.zero_grad()
 
 
-def total(numbers: tuple) -> list:
-    """Sums over all processes."""
-    return [sum(column) for column in zip(*team.gather(numbers))]
-
-
 def everyones(stats: dict) -> dict:
     """What all processes saw of an update; log_ratio becomes a mean over tokens. Steps were taken together."""
     seen = team.gather(stats)
-    tokens, log_ratio = (sum(part[name] for part in seen) for name in ("tokens", "log_ratio"))
+    tokens, log_ratio = team.total((stats["tokens"], stats["log_ratio"]))
     return stats | {"tokens": tokens, "log_ratio": log_ratio / max(1, tokens), "log_ratio_max": max(part["log_ratio_max"] for part in seen),
                     "first": [ratio for part in seen for ratio in part["first"]]}
 

@@ -20,7 +20,7 @@ from .checkpoint import finished, read_json, write_json
 from .engine import Engine, engine_of
 from .errors import MOST_SEED, MOST_THREADS, BadInput, number
 from .kernels import best_device
-from .learner import Learner, batches_of, muon, total
+from .learner import Learner, batches_of, muon
 from .model import NanoKimi, load, save
 from .muon import wsd
 from .policy import budget, toggle
@@ -146,7 +146,7 @@ def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
     for step in range(steps):
         learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
         shards, counts = batches[step]
-        targets, rows = total((counts["targets"], counts["rows"]))
+        targets, rows = team.total((counts["targets"], counts["rows"]))
         for batch in shards:
             batch.denominator, batch.rows = targets, rows
             loss, _ = learner.model.loss(batch.to(learner.device))
@@ -262,6 +262,6 @@ def run_methods(run: Path, args) -> None:
         _, engine = fresh(run, "long", args.lr)
         groups = sample(engine, make_pool(args.problems, args.seed), args.seed)
         plan.say(f"samples of long: {len(groups)} problems x {K}, {np.mean([g.solved() for g in groups]):.0%} right, mean "
-            f"{np.mean([group.lengths for group in groups]):.0f} tokens")
+                 f"{np.mean([group.lengths for group in groups]):.0f} tokens")
     for method in wanted:
         apply(method, run, args, groups)

@@ -59,10 +59,6 @@ class Panel:
         if self.live:
             self.live.stop()
 
-    def say(self, text):
-        """A line that stays."""
-        say(text)
-
     def row(self, row):
         """One iteration's numbers."""
         if self.silent:
@@ -74,8 +70,8 @@ class Panel:
             self.live.update(self.table())
         if row["iteration"] % 10 == 1 or not self.live and row["iteration"] <= 3:
             mean = lambda name: np.mean([r[name] for r in self.recent if "pass_rate" in r] or [float("nan")])
-            self.say(f"{row['iteration']:4d}  {row['seconds'] / 60:.1f} min  reward {mean('reward'):.3f}  pass {mean('pass_rate'):.1%}  length "
-                     f"{mean('length'):.0f}  same {mean('zero_variance'):.0%}  cut {mean('truncated'):.0%}  (means of {len(self.recent)})")
+            say(f"{row['iteration']:4d}  {row['seconds'] / 60:.1f} min  reward {mean('reward'):.3f}  pass {mean('pass_rate'):.1%}  length "
+                f"{mean('length'):.0f}  same {mean('zero_variance'):.0%}  cut {mean('truncated'):.0%}  (means of {len(self.recent)})")
 
     def table(self):
         """The last iteration and the mean of the last ten, then abilities."""

@@ -28,7 +28,7 @@ from .errors import BadInput
 from .kernels import EXPERTS, best_device, experts_grouped, faster_dtype
 from .muon import MuonClip, qk_clip
 
-console = Console(stderr=False, highlight=False)
+console = Console(stderr=False, highlight=False, emoji=False)          # rich imports its emoji at the first line: a signal may come by then
 PRECISIONS = ("bf16-mixed", "32-true")
 SFT_STEP = 0.75                 # time of a cold start's step over that of a pre-training step (measured: nano, in bf16 and in fp32)
 

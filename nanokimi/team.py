@@ -30,6 +30,11 @@ def gather(thing) -> list:
     return everyones
 
 
+def total(numbers: tuple) -> list:
+    """Each of the numbers, summed over all processes."""
+    return [sum(column) for column in zip(*gather(numbers))]
+
+
 def anyone(asked: bool) -> bool:
     """Whether any process says yes."""
     return any(gather(asked))
