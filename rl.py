@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -180,21 +180,45 @@ def finish(folder, model, pool):
     checkpoint.clear(folder)
 
 
+@dataclass
+class Progress:
+    """How far RL has come, beside the weights and the optimizer."""
+    pool: list                          # the problems, and how often each was solved
+    step: int = 0                       # iterations that are over
+    seconds: float = 0.0                # wall clock, earlier sittings included
+    unfinished: list = field(default_factory=list)       # groups under way (--segment)
+    waiting: list = field(default_factory=list)          # of each of the last iterations, groups not learned from yet (--stale)
+
+    def share(self, args):
+        """Of the iterations or minutes, what is over."""
+        return self.step / args.iterations if args.iterations else self.seconds / (60 * args.minutes * (1 - SHORT_SHARE))
+
+    def state(self):
+        """As JSON, for a checkpoint."""
+        frozen = lambda groups: [rollout.freeze(group) for group in groups]
+        return {"step": self.step, "seconds": self.seconds, "pool": [asdict(item) for item in self.pool],
+                "unfinished": frozen(self.unfinished), "waiting": [frozen(groups) for groups in self.waiting]}
+
+
 def improve(args, folder, engine):
     """The RL stage, from its checkpoint if there is one; returns the pool with what is known of its problems."""
     learner = make_learner(args, engine, checkpoint.read_json(folder / "rl.json", "precision")["precision"])
-    state = checkpoint.resume(folder, engine.model, learner.optimizer) or {"step": 0, "seconds": 0.0, "pool": None, "unfinished": [], "waiting": []}
-    with reading(folder, "delete its step-* to begin again, or give another --name"):
-        pool = [rollout.Item(**item) for item in state["pool"]] if state["pool"] else None
-        thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
-        unfinished = thawed(state["unfinished"])
-        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]
+    state = checkpoint.resume(folder, engine.model, learner.optimizer)
     started = time.perf_counter()
-    pool = pool or first_pool(args, engine)
-    state["seconds"] = team.gather(state["seconds"] + time.perf_counter() - started)[0]      # curation counts; one clock for all processes
-    with plan.interruptible() as stop, Panel(folder, state["step"]) as panel:
-        iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel)
-    return pool
+    progress = resumed(args, folder, engine, state) if state else Progress(first_pool(args, engine))
+    progress.seconds = team.gather(progress.seconds + time.perf_counter() - started)[0]      # curation counts; one clock for all processes
+    with plan.interruptible() as stop, Panel(folder, progress.step) as panel:
+        iterate(args, folder, engine, learner, progress, stop, panel)
+    return progress.pool
+
+
+def resumed(args, folder, engine, state):
+    """The progress that `Progress.state` wrote."""
+    with reading(folder, "delete its step-* to begin again, or give another --name"):
+        pool = [rollout.Item(**item) for item in state["pool"]]
+        thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
+        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]         # for their rewards
+        return Progress(pool, state["step"], state["seconds"], thawed(state["unfinished"]), waiting)
 
 
 def make_learner(args, engine, precision):
@@ -216,58 +240,59 @@ def first_pool(args, engine):
     return pool
 
 
-def iterate(args, folder, engine, learner, pool, unfinished, waiting, state, stop, panel):
+def iterate(args, folder, engine, learner, progress, stop, panel):
     """The loop. One iteration: problems -> responses -> rewards -> advantages -> update."""
     sampler = engine if args.rollout == "fp32" else Engine.lowered(engine.model, engine.tokenizer)
-    started, last_save = time.perf_counter() - state["seconds"], time.perf_counter()
-    seconds, stopping = 60 * args.minutes * (1 - SHORT_SHARE), False
-    while not stopping and (state["step"] < args.iterations if args.iterations else state["seconds"] < seconds):
-        iteration, clock = state["step"], [time.perf_counter()]
-        progress = iteration / args.iterations if args.iterations else state["seconds"] / seconds
+    started, last_save, stopping = time.perf_counter() - progress.seconds, time.perf_counter(), False
+    while not stopping and (share := progress.share(args)) < 1:
+        before, clock = progress.state(), [time.perf_counter()]
         sampler.receive(engine.model)                                         # the hand-over from training to rollout
-        handover, sampler.version = time.perf_counter() - clock[0], iteration
-        learner.optimizer.set_schedule(1 - args.decay * progress)             # a Muon step is never shorter than its rate: it must shrink to settle
-        rng = np.random.default_rng([rollout.STREAM, args.seed, iteration])
-        easiest = 1.0 if progress >= args.curriculum else 0.2 + 0.8 * progress / args.curriculum
-        items = rollout.choose(pool, args.problems - len(unfinished), rng, easiest, not args.uniform)
-        fresh = [rollout.start(engine, item, args.k, args.max_new, (args.seed, iteration, n)) for n, item in enumerate(items)]
-        before = [rollout.freeze(group) for group in unfinished]
-        groups, unfinished = rollout.carry_on(sampler, unfinished + fresh, args.temperature, args.segment)
+        handover, sampler.version = time.perf_counter() - clock[0], progress.step
+        learner.optimizer.set_schedule(1 - args.decay * share)                # a Muon step is never shorter than its rate: it must shrink to settle
+        asked = progress.unfinished + new_groups(args, engine, progress)
+        groups, progress.unfinished = rollout.carry_on(sampler, asked, args.temperature, args.segment)
         stopping = team.anyone(stop.asked)
         if stopping:                                                          # a terminal's Ctrl-C kills the tools, too: this iteration never was
-            keep(folder, engine, learner, pool, before, waiting, state)
+            keep(folder, engine, learner, before)
             break
-        waiting.append(groups)
-        groups = waiting.pop(0) if len(waiting) > args.stale else []
+        progress.waiting.append(groups)
+        groups = progress.waiting.pop(0) if len(progress.waiting) > args.stale else []
         clock.append(time.perf_counter())
-        rewards = [rollout.with_length(group, length_weight(iteration, args.length_warmup, args.length_penalty)) for group in groups]
-        stats = learner.update(groups, rewards, iteration)
+        rewards = [rollout.with_length(group, length_weight(progress.step, args.length_warmup, args.length_penalty)) for group in groups]
+        stats = learner.update(groups, rewards, progress.step)
         clock.append(time.perf_counter())
 
         for group in groups:
             group.remember()
-        state["step"], state["seconds"] = iteration + 1, team.gather(time.perf_counter() - started)[0]
-        row = summary(groups, unfinished, stats, clock) | {"iteration": iteration + 1, "seconds": round(state["seconds"], 2), "handover_s": handover}
+        progress.step, progress.seconds = progress.step + 1, team.gather(time.perf_counter() - started)[0]
+        row = summary(groups, progress.unfinished, stats, clock)
+        row |= {"iteration": progress.step, "seconds": round(progress.seconds, 2), "handover_s": handover}
         panel.row(row)
         hopeless(row, panel)
-        if groups and iteration % 10 == 0 and team.rank() == 0:
-            pages.write(folder / "trajectories.html", groups, engine.tokenizer, iteration + 1)
+        if groups and progress.step % 10 == 1 and team.rank() == 0:
+            pages.write(folder / "trajectories.html", groups, engine.tokenizer, progress.step)
         stopping = team.anyone(stop.asked)
         if stopping or time.perf_counter() - last_save > args.save_every:
-            keep(folder, engine, learner, pool, [rollout.freeze(group) for group in unfinished], waiting, state)
+            keep(folder, engine, learner, progress.state())
             last_save = time.perf_counter()
     if stopping:
-        plan.say(f"stopped after iteration {state['step']}, saved in {folder}. The same command goes on from here.")
+        plan.say(f"stopped after iteration {progress.step}, saved in {folder}. The same command goes on from here.")
         sys.exit(0 if team.rank() else 130)                              # a launcher kills its siblings when one of them fails
 
 
-def keep(folder, engine, learner, pool, unfinished, waiting, state):
-    """Writes a checkpoint. unfinished: groups as `rollout.freeze` gives them."""
-    if team.rank() > 0:
-        return
-    state |= {"pool": [asdict(item) for item in pool], "unfinished": unfinished,
-              "waiting": [[rollout.freeze(group) for group in groups] for groups in waiting]}
-    checkpoint.save(folder, engine.model, learner.optimizer, state)
+def new_groups(args, engine, progress):
+    """The problems of an iteration, beside those under way; their responses are still empty."""
+    rng = np.random.default_rng([rollout.STREAM, args.seed, progress.step])
+    share = progress.share(args)
+    easiest = 1.0 if share >= args.curriculum else 0.2 + 0.8 * share / args.curriculum
+    items = rollout.choose(progress.pool, args.problems - len(progress.unfinished), rng, easiest, not args.uniform)
+    return [rollout.start(engine, item, args.k, args.max_new, (args.seed, progress.step, n)) for n, item in enumerate(items)]
+
+
+def keep(folder, engine, learner, state):
+    """Writes a checkpoint; state: what `Progress.state` gave."""
+    if team.rank() == 0:
+        checkpoint.save(folder, engine.model, learner.optimizer, state)
 
 
 def hopeless(row, panel, patience=5):
