@@ -264,13 +264,12 @@ def long_thinking(problem, rng):
 
 
 def checked_thinking(problem, rng):
-    """Long thinking whose length varies, for long2short: a plan, the steps, then none to three checks; one in six first attempts is cut
-    off in doubt and begun again."""
-    steps = problem.reasoning
-    again = steps if len(steps) < 120 else steps.split(". ")[-1]
-    doubt = f"{steps[:len(steps) // 2].rsplit(' ', 1)[0]} wait, once more. " if rng.random() < 1 / 6 else ""
-    plan = ADD if problem.question.removeprefix("what is ")[:1].isdigit() else LOOK
-    return f"{plan} {doubt}{steps}" + f" check: {again}" * int(rng.choice(4, p=(0.2, 0.35, 0.3, 0.15)))
+    """Long thinking whose length varies, for long2short: a plan, the steps, then none to two more looks. A sum's last step is looked at
+    alone, as numbers far back are copied badly."""
+    sums = problem.question.removeprefix("what is ")[:1].isdigit()
+    again = problem.reasoning.split(". ")[-1] if sums else problem.reasoning
+    looks = rng.choice(["check:", "wait, once more:"], rng.choice(3, p=(0.25, 0.5, 0.25)), p=(0.75, 0.25))
+    return " ".join([ADD if sums else LOOK, problem.reasoning, *(f"{look} {again}" for look in looks)])
 
 
 def chat_messages(problem, rng, style=None):
@@ -412,7 +411,6 @@ class Batches(Dataset):
     first: int = 0                  # where to go on
     rank: int = 0
     world: int = 1
-    style: str | None = None        # of thinking in chats: long, brief, or a mixture
 
     def __len__(self):
         return self.steps - self.first
@@ -433,7 +431,7 @@ class Batches(Dataset):
         elif self.stage == "longctx":
             drawn = [longctx_document(rng, self.tokenizer, self.vision, self.length, kind) for kind in draw_kinds(rng, LONGCTX, number)]
         else:
-            drawn = [sft_document(rng, self.tokenizer, self.vision, self.length, self.style) for _ in range(number)]
+            drawn = [sft_document(rng, self.tokenizer, self.vision, self.length) for _ in range(number)]
         return self.batch(drawn)
 
     def batch(self, drawn):

@@ -19,7 +19,7 @@ from .engine import engine_of
 from .errors import BadInput, command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
 from .kernels import best_device
-from .long2short import LONGEST, METHODS, merge
+from .long2short import LONGEST, METHODS, STYLES, merge
 from .model import load
 from .report import save_png, style, wilson_interval
 from .rollout import chat_prompt, content_of
@@ -28,8 +28,7 @@ from .world import exam
 from .world.verify import correct
 
 ROWS = {"arithmetic": "text", "scene_text": "text", "chat_picture": "pictures", "count": "pictures", "direction": "clips"}
-BOTH = ("long", "brief")
-STAGES = (*BOTH, *(f"l2s-{method}" for method in METHODS))
+STAGES = (*STYLES, *(f"l2s-{method}" for method in METHODS))
 CANDIDATES = tuple(f"l2s-{method}" for method in METHODS if method != "rigid")          # rigid is what Toggle is compared with
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.5)       # of the long model's mean length in a row
 SWEEP = (0.25, 0.75)                     # of the weights, beside long (0), merge (0.5) and brief (1)
@@ -108,8 +107,8 @@ def measure(run: Path, split: str, number: int, only: tuple = STAGES, controls: 
             means = {row: answers.length for row, answers in out["stages"]["long"].items()}
             out["caps"] = {cap: {row: ask_capped(engine, problems, max(1, int(cap * means[row]))) for row, problems in exams.items()}
                            for cap in CAPS}
-    for share in SWEEP if controls and set(BOTH) <= set(stages) else ():
-        engine = engine_of(run, merge(*(load(run / stage, best_device()) for stage in ("long", "brief")), share))
+    for share in SWEEP if controls and set(STYLES) <= set(stages) else ():
+        engine = engine_of(run, merge(*(load(run / stage, best_device()) for stage in STYLES), share))
         out["sweep"][share] = {row: ask(engine, problems) for row, problems in exams.items()}
     return out
 

@@ -30,6 +30,7 @@ from .tokenizer import Rendered
 MATTERS = {"merge": (), "shortest": ("problems", "lr"), "dpo": ("problems", "lr"), "rl": ("problems", "lr", "iterations", "weight"),
            "toggle": ("problems", "lr", "iterations", "phase"), "rigid": ("problems", "lr", "iterations")}       # options of each method
 METHODS = tuple(MATTERS)
+STYLES = ("long", "brief")
 K = 8                           # samples a problem, as in the paper
 LONGEST = 400                   # tokens of a response of the long model
 STREAM = 11
@@ -138,20 +139,28 @@ def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
 
 # ---- stages --------------------------------------------------------------------------------------------------------------------------------
 
-def teach(learner: Learner, style: str, steps: int, seed: int) -> None:
-    """Supervised learning on text chats that think in one style; the chats themselves are the same for every style."""
+def own_answers(engine: Engine, number: int, seed: int) -> list:
+    """Problems on pictures and clips with thoughts and answers of the base itself, right ones (rejection sampling): like k1.5's warm-up, what
+    is taught has verified thoughts about pictures, too (2.2). With text alone, 300 steps forget what RL taught about clips."""
+    pool = [item for item in rollout.make_pool(2 * number, 1.0, seed + 2) if item.ability != "code"][:number]
+    groups = rollout.sample(engine, pool, 4, LONGEST, (STREAM, seed, 10 ** 6))
+    right = [(group.problem, right_ones(group)[0].response) for group in groups if any(group.right)]
+    return [replace(problem, reasoning=response.parsed["thinking"].strip(), answer=rollout.content_of(response)) for problem, response in right]
+
+
+def teach(learner: Learner, style: str, steps: int, seed: int, seen: list, texts: int = 24, pictures: int = 12) -> None:
+    """Supervised learning on text chats that think in one style, and on some about what was `seen` (own_answers), retold in that style. The
+    chats themselves are the same for every style."""
+    tokenizer, vision = learner.tokenizer, learner.model.config.vision
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
-    batches = data.Batches("sft", learner.tokenizer, learner.model.config.vision, seed + 10 ** 6, 24, 768, steps, style=style, rank=team.rank(),
-                           world=team.size())
     for step in range(steps):
         learner.optimizer.set_schedule(wsd(step, steps, 10, 0.5))
-        shards, counts = batches[step]
-        targets, rows = team.total((counts["targets"], counts["rows"]))
-        for batch in shards:
-            batch.denominator, batch.rows = targets, rows
-            loss, _ = learner.model.loss(batch.to(learner.device))
-            loss.backward()
-        learner.step()
+        rng = np.random.default_rng([STREAM, seed, step, 2])
+        documents = [data.sft_document(rng, tokenizer, vision, 768, style)[1] for _ in range(texts)]
+        for i in rng.permutation(len(seen))[:pictures]:
+            messages, thinking = rollout.example_chat(seen[i], vision, rng, style)
+            documents.append(tokenizer.render_chat(messages, thinking=thinking))
+        learner.imitate(documents)
     learner.model.requires_grad_(True)
 
 
@@ -172,14 +181,16 @@ def make_pool(number: int, seed: int) -> list:
 def think(run: Path, args) -> None:
     """The two models that everything starts from: `long` and `brief`, same base, same chats. The long one gets no RL here, unlike the
     paper's: 122 iterations of it, without any penalty, took nearly all its plans and checks away (50 to 36 tokens; one seed)."""
-    for style in ("long", "brief"):
+    for style in STYLES:
         if finished(run / style):
-            check(run / style, ("base", "seed", "sft_steps", "sft_lr"), args, "delete it and what came from it (l2s-*)")
-            continue
+            check(run / style, ("base", "seed", "problems", "sft_steps", "sft_lr"), args, "delete it and what came from it (l2s-*)")
+    wanted = [style for style in STYLES if not finished(run / style)]
+    seen = own_answers(fresh(run, args.base, args.sft_lr)[1], args.problems, args.seed) if wanted else []
+    for style in wanted:
         started = time.perf_counter()
         learner, _ = fresh(run, args.base, args.sft_lr)
-        teach(learner, style, args.sft_steps, args.seed)
-        finish(run, style, learner.model, args, f"{args.sft_steps} steps of supervised learning", started)
+        teach(learner, style, args.sft_steps, args.seed, seen)
+        finish(run, style, learner.model, args, f"{args.sft_steps} steps on text and on {len(seen)} right answers about pictures and clips", started)
 
 
 def check(folder: Path, names: tuple, args, remedy: str) -> None:

@@ -153,9 +153,10 @@ def chat_prompt(problem: Problem, tokenizer: Tokenizer, vision, thinking: bool =
     return tokenizer.render_chat([user], tools=declared, thinking=thinking, generate=True)
 
 
-def example_chat(problem: Problem, vision, rng) -> tuple[list[dict], bool]:
-    """(messages, whether it thinks): a chat that answers the problem as the cold start teaches it, but about what is seen."""
-    messages, thinking = data.chat_messages(replace(problem, context=()), rng)
+def example_chat(problem: Problem, vision, rng, style: str | None = None) -> tuple[list[dict], bool]:
+    """(messages, whether it thinks): a chat that answers the problem as the cold start teaches it, but about what is seen. style: of
+    thinking (data.chat_messages)."""
+    messages, thinking = data.chat_messages(replace(problem, context=()), rng, style)
     messages[0]["content"] = question_content(problem, vision)
     return messages, thinking
 

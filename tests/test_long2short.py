@@ -12,13 +12,12 @@ from test_rollout import ENGINE, ITEMS, TOK, engine, finished
 import rl
 import sample as chat
 from nanokimi import data, hf, lengths, long2short
-from nanokimi.config import VisionConfig
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import budgets_of, merge, preferences, shortest, within_budget
 from nanokimi.policy import dpo
 from nanokimi.rollout import Group, Item, with_length
 from nanokimi.tokenizer import Tokenizer
-from nanokimi.world.types import Problem
+from nanokimi.world.types import Image, Problem
 
 RNG = lambda seed=0: np.random.default_rng(seed)
 
@@ -140,30 +139,57 @@ def test_merging():
     assert all(torch.equal(b.state_dict()[k], other[k]) for k in other)
 
 
-def test_both_styles_see_the_same_chats(base):
-    tokenizer = Tokenizer.load(base / "tokenizer", 8)
-    chats = {style: data.Batches("sft", tokenizer, VisionConfig(), 3, 24, 1024, 2, style=style).shard(1, 0)[0] for style in ("long", "brief")}
-    users = {style: sorted(turn for row in batch.ids.tolist() for turn in tokenizer.decode(row).split("<|im_user|>")[1:]) for style, batch in
-             chats.items()}
-    question = lambda turn: turn.split("<|im_end|>")[0]
-    assert [*map(question, users["long"])] == [*map(question, users["brief"])] and len(users["long"]) > 3
-    thought = {style: sum(len(turn.partition("<think>")[2].partition("</think>")[0]) for turn in turns) for style, turns in users.items()}
+def taught(style, seen, monkeypatch):
+    """The documents of one step of teaching, as text, longest thoughts included."""
+    documents = []
+    monkeypatch.setattr(Learner, "imitate", lambda learner, given: documents.extend(given))
+    long2short.teach(Learner(ENGINE.model, TOK, muon(ENGINE.model, 1e-4)), style, 1, 0, seen, texts=60)
+    return [TOK.decode(document.ids) for document in documents]
+
+
+def test_both_styles_see_the_same_chats(monkeypatch):
+    seen = [Problem("counting", "image", (Image(np.zeros((32, 32, 3), np.uint8)),), "how many?", str(n), f"from left to right: {n}. all: {n}.")
+            for n in range(20)]
+    chats = {style: taught(style, seen, monkeypatch) for style in ("long", "brief")}
+    part = lambda text, start, end: text.partition(start)[2].partition(end)[0]
+    asked = {style: [part(text, "<|im_user|>", "<|im_end|>") for text in texts] for style, texts in chats.items()}
+    assert asked["long"] == asked["brief"] and sum("<|media_pad|>" in turn for turn in asked["long"]) == 12
+    thought = {style: sum(len(part(text, "<think>", "</think>")) for text in texts) for style, texts in chats.items()}
     assert thought["long"] > 1.5 * thought["brief"], thought
+
+
+def test_teaching_about_pictures_takes_what_the_base_said_and_was_right(monkeypatch):
+    said = lambda thought, answer: SimpleNamespace(response=SimpleNamespace(parsed={"thinking": f" {thought} ", "content": f" {answer}"}))
+    problems = [Problem("counting", "image", (), "how many?", answer, "the true steps.") for answer in ("1", "2")]
+    groups = [Group(problems[0], [said("no", "3"), said("my steps.", "1")], False, right=[False, True]),
+              Group(problems[1], [said("no", "3")], False, right=[False])]
+    asked = []
+    monkeypatch.setattr(long2short.rollout, "sample", lambda engine, pool, *rest: asked.extend(pool) or groups)
+    kept, = long2short.own_answers(ENGINE, 30, 0)
+    assert (kept.reasoning, kept.answer, kept.question) == ("my steps.", "1", "how many?")
+    assert len(asked) == 30 and all(item.modality != "text" and item.ability != "code" for item in asked)
 
 
 def test_chats_go_where_the_model_is(monkeypatch):
     moved, model = [], ENGINE.model
     monkeypatch.setattr(data.Batch, "to", lambda batch, device: moved.append(device) or batch)
     monkeypatch.setattr(Learner, "step", lambda learner: None)
-    long2short.teach(Learner(model, TOK, muon(model, 1e-4)), "long", 1, seed=0)
+    long2short.teach(Learner(model, TOK, muon(model, 1e-4)), "long", 1, 0, [], texts=2)
     model.zero_grad()
-    assert moved == [model.language.head.weight.device] * data.SHARDS
+    assert moved == [model.language.head.weight.device]
+
+
+def test_sums_look_at_their_last_step_again():
+    problem = Problem("reasoning", "text", (), "what is 1 + 2 + 3?", "6", "1 + 2: so 3. 3 + 3: so 6.")
+    seen = {data.checked_thinking(problem, RNG(seed)) for seed in range(60)}
+    assert all(thought.count("1 + 2") == 1 for thought in seen) and {thought.count("3 + 3") for thought in seen} == {1, 2, 3}
 
 
 def test_checked_thinking_ends_in_what_it_is_about():
     problem = Problem("counting", "text", (), "how many?", "2", "from left to right: red star 1, ring, blue star 2. stars: 2.")
     seen = {data.checked_thinking(problem, RNG(seed)) for seed in range(60)}
-    assert {thought.count("check:") for thought in seen} == {0, 1, 2, 3} and any("wait, once more" in thought for thought in seen)
+    looks = {thought.count("check:") + thought.count("wait, once more:") for thought in seen}
+    assert looks == {0, 1, 2} and any("wait, once more" in thought for thought in seen)
     assert all(thought.endswith("stars: 2.") and thought.startswith("plan:") for thought in seen)
 
 
