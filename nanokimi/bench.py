@@ -66,18 +66,28 @@ def picture_prompts(engine, number, side=64):
     return [engine.tokenizer.render_chat([{"role": "user", "content": [p, " what is in the picture?"]}], generate=True) for p in pictures]
 
 
+def in_transformers(model, tokenizer):
+    """The same weights in transformers' kimi_k25."""
+    import transformers
+    config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
+    return transformers.Kimi_K25ForConditionalGeneration.from_pretrained(None, config=config,
+                                                                         state_dict=released.to_kimi_k25(model.state_dict(), model.config))
+
+
+def their_inputs(ids, patches, grids, patch):
+    """What it takes: ids (B, T), our patches (P, 3 * patch * patch) as pixels in -1..1."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor(grids),
+            "pixel_values": (patches.float() / 127.5 - 1).view(-1, 3, patch, patch)}
+
+
 def decoding(engine, batch=64, new=64):
     """decode_vs_generate: our tokens a second over those of transformers' generate, same weights, same prompts, greedy, both with a cache."""
-    import transformers
     model, tokenizer = engine.model, engine.tokenizer
-    config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
-    theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(None, config=config,
-                                                                          state_dict=released.to_kimi_k25(model.state_dict(), model.config))
+    theirs = in_transformers(model, tokenizer)
     prompts = picture_prompts(engine, batch)
     patches, grids = patchify([clip for prompt in prompts for clip in prompt.clips], tokenizer.patch)
     ids = torch.tensor([prompt.ids for prompt in prompts])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor(grids),
-              "pixel_values": (patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch)}
+    inputs = their_inputs(ids, patches, grids, tokenizer.patch)
     count = {}
 
     def ours():
@@ -248,18 +258,14 @@ def picture_batch(tokenizer, preset):
 def train_step_beside_transformers(model, tokenizer, preset):
     """train_vs_transformers: forward and backward of one batch of pictures and text, same weights, each side in the better of fp32 and
     bf16, transformers with the best of its expert kernels. Its attention does not know where a document in a row ends; the price is equal."""
-    import transformers
     trained = copy.deepcopy(model).train()
     choose_kernel(trained, "cpu")
     batch = picture_batch(tokenizer, preset)
     labels = torch.cat([torch.full_like(batch.targets[:, :1], NO_LOSS), batch.targets[:, :-1]], 1)          # they shift labels themselves
-    inputs = {"input_ids": batch.ids, "attention_mask": torch.ones_like(batch.ids), "image_grid_thw": torch.tensor(batch.grid_thw),
-              "pixel_values": (batch.patches.float() / 127.5 - 1).view(-1, 3, tokenizer.patch, tokenizer.patch), "labels": labels}
+    inputs = their_inputs(batch.ids, batch.patches, batch.grid_thw, tokenizer.patch) | {"labels": labels}
 
     def make_theirs(kernel):
-        config = transformers.Kimi_K25Config(**released.kimi_k25_config(model.config, tokenizer.media_pad))
-        theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=released.to_kimi_k25(model.state_dict(), model.config)).train()
+        theirs = in_transformers(model, tokenizer).train()
         theirs.model.language_model.set_experts_implementation(kernel)
         return lambda: theirs(**inputs, use_cache=False).loss
     ours = {half: lambda half=half: learn(lambda: trained.loss(batch)[0], half) for half in (False, True)}

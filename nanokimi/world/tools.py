@@ -154,19 +154,22 @@ def picture(rng, split):
     return Image(POSES[rng.integers(len(POSES))](rng, split).pixels)
 
 
+def asked(posed, modality, context, **meta):
+    """The problem of a posed picture; the tool has it as `img`."""
+    return Problem("code", modality, context, posed.question, posed.answer, "i use python.", posed.verifier, posed.code, {"img": posed.pixels, **meta})
+
+
 def picture_tool_problems(rng, split):
     """A picture, a question that eyes cannot answer, the program that can. Exam (and RL) only: pre-training shows
     such pictures (`picture`), never these questions about them."""
     posed = POSES[rng.integers(len(POSES))](rng, split)
-    return [Problem("code", "image", (Image(posed.pixels),), posed.question, posed.answer, "i use python.", posed.verifier, posed.code,
-                    {"img": posed.pixels})]
+    return [asked(posed, "image", (Image(posed.pixels),))]
 
 
 def _img_tool_text(rng, split):
     """Text twin: the picture is only in the tool."""
     posed = POSES[rng.integers(len(POSES) - 1)](rng, split)
-    return Problem("code", "text", twin_context(posed, rng), posed.question, posed.answer, "i use python.", posed.verifier, posed.code,
-                   {"img": posed.pixels})
+    return asked(posed, "text", twin_context(posed, rng))
 
 
 def _list_tool(rng):
@@ -188,5 +191,4 @@ def tool_problems(rng, split):
 def crop_problems(rng):
     """Training only, and text only: a crop is asked for in words, and what it would show comes back in words, too, as in every twin."""
     posed = pose_detail(rng, "train")
-    return [Problem("code", "text", twin_context(posed, rng), posed.question, posed.answer, "i use python.", posed.verifier, posed.code,
-                    {"img": posed.pixels, "returned": digits_said(posed.answer)})]
+    return [asked(posed, "text", twin_context(posed, rng), returned=digits_said(posed.answer))]
