@@ -76,20 +76,20 @@ def main():
         return shorter(long2short.arguments(sys.argv[2:]))
     args = arguments()
     run = args.run or newest_run()
-    if not checkpoint.finished(run / args.start):
-        raise BadInput(f"{run} has no finished {'cold start' if args.start == 'sft' else args.start}: python train.py --run {run} first.")
+    checkpoint.need(run, args.start)
     if args.k < 2:
         raise BadInput("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
+    train = flywheel if args.flywheel else reinforce
     with plan.hold(run / args.name), plan.processes(args.threads):
         run = team.gather(run)[0]                                        # the newest one, when the first process looked
-        close(args, run, anew=(flywheel if args.flywheel else reinforce)(args, run))
+        trained = train(args, run)
+        close(args, run, trained)
 
 
 def shorter(args):
     """python rl.py long2short: see nanokimi/long2short.py."""
     run = args.run or newest_run()
-    if not checkpoint.finished(run / (args.base or "sft")):
-        raise BadInput(f"{run} has no finished stage {args.base or 'sft'}: python train.py --run {run} first.")
+    checkpoint.need(run, args.base or "sft")
     with plan.hold(run / "long2short"), plan.processes(args.threads):
         run = team.gather(run)[0]
         long2short.run_methods(run, args)
@@ -107,12 +107,12 @@ def newest_run():
 
 
 def settle(folder, args):
-    """Writes the settings at the first start; a later start must agree with them (minutes and threads may change)."""
+    """Writes the settings at the first start; a later start must agree with them (minutes, iterations and threads may change)."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations")}
     path = folder / "rl.json"
     folder.mkdir(parents=True, exist_ok=True)
     if team.rank() == 0 and not path.exists():
-        checkpoint.write_json(path, {**given, "minutes": args.minutes, "machine": plan.machine(), "commit": plan.commit(),
+        checkpoint.write_json(path, {**given, "minutes": args.minutes, "iterations": args.iterations, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads,
                                      "precision": plan.faster_precision()})              # of Newton-Schulz, the same after a resume
     team.meet()
@@ -140,7 +140,7 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
     sampler, learns = load(run / source, best_device()), load(run / args.start, best_device()).train()
     engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
-    pool = [rollout.Item(**item) for item in json.loads((run / source / "pool.json").read_text())]
+    pool = read_pool(run / source)
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
     done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6 + 1), args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
@@ -162,12 +162,12 @@ def reinforce(args, run):
     return True
 
 
-def close(args, run, anew):
-    """Shortest rejection sampling of what RL reached, unless both are finished."""
+def close(args, run, trained):
+    """Shortest rejection sampling of what RL reached; nothing where it was not trained just now, and both are finished."""
     folder, short = run / args.name, run / ("short" if args.name == "rl" else f"short-{args.name}")
     if not (folder / "pool.json").exists():
         raise BadInput(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
-    if checkpoint.finished(short) and not anew:
+    if checkpoint.finished(short) and not trained:
         plan.say(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:
         shorten(args, run, folder, short)
@@ -188,6 +188,7 @@ class Progress:
     seconds: float = 0.0                # wall clock, earlier sittings included
     unfinished: list = field(default_factory=list)       # groups under way (--segment)
     waiting: list = field(default_factory=list)          # of each of the last iterations, groups not learned from yet (--stale)
+    barren: int | None = 0              # iterations without an update; None from the first update on
 
     def share(self, args):
         """Of the iterations or minutes, what is over."""
@@ -196,8 +197,14 @@ class Progress:
     def state(self):
         """As JSON, for a checkpoint."""
         frozen = lambda groups: [rollout.freeze(group) for group in groups]
-        return {"step": self.step, "seconds": self.seconds, "pool": [asdict(item) for item in self.pool],
+        return {"step": self.step, "seconds": self.seconds, "barren": self.barren, "pool": [asdict(item) for item in self.pool],
                 "unfinished": frozen(self.unfinished), "waiting": [frozen(groups) for groups in self.waiting]}
+
+
+def read_pool(folder):
+    """The problems of a finished RL stage."""
+    with reading(folder / "pool.json"):
+        return [rollout.Item(**item) for item in json.loads((folder / "pool.json").read_text())]
 
 
 def improve(args, folder, engine):
@@ -218,7 +225,7 @@ def resumed(args, folder, engine, state):
         pool = [rollout.Item(**item) for item in state["pool"]]
         thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
         waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]         # for their rewards
-        return Progress(pool, state["step"], state["seconds"], thawed(state["unfinished"]), waiting)
+        return Progress(pool, state["step"], state["seconds"], thawed(state["unfinished"]), waiting, state["barren"])
 
 
 def make_learner(args, engine, precision):
@@ -268,7 +275,7 @@ def iterate(args, folder, engine, learner, progress, stop, panel):
         row = summary(groups, progress.unfinished, stats, clock)
         row |= {"iteration": progress.step, "seconds": round(progress.seconds, 2), "handover_s": handover}
         panel.row(row)
-        hopeless(row, panel)
+        hopeless(row, progress)
         if groups and progress.step % 10 == 1 and team.rank() == 0:
             pages.write(folder / "trajectories.html", groups, engine.tokenizer, progress.step)
         stopping = team.anyone(stop.asked)
@@ -295,22 +302,22 @@ def keep(folder, engine, learner, state):
         checkpoint.save(folder, engine.model, learner.optimizer, state)
 
 
-def hopeless(row, panel, patience=5):
-    """One clear sentence when nothing can be learned: no group whose responses differ in reward, from the first iterations on."""
-    if "reward" not in row:                                              # no response is over yet
+def hopeless(row, progress, patience=5):
+    """One clear sentence when nothing can be learned: in the first iterations no group has responses that differ in reward."""
+    if "reward" not in row or progress.barren is None:                   # no response is over yet, or there was something to learn
         return
-    panel.barren = panel.barren + 1 if row["steps"] == 0 else 0
-    if panel.barren == patience:
+    progress.barren = None if row["steps"] else progress.barren + 1
+    if progress.barren == patience:
         why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
-        raise BadInput(f"in {patience} iterations in a row {why}, so there is nothing to learn from: start from a model that sometimes succeeds "
-                       "(python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
+        raise BadInput(f"in the first {patience} iterations {why}, so there is nothing to learn from: start from a model that sometimes succeeds and "
+                       "sometimes fails (python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
 def shorten(args, run, source, folder, problems=768, documents=64, epochs=2, lr=1e-4):
     """Shortest rejection sampling (k1.5 2.4): k samples of the stage `source` to problems that are mostly solved, supervised learning on the
     shortest right one. Writes the model into `folder`."""
     engine = engine_of(run, load(source, best_device()).train())
-    pool = [rollout.Item(**item) for item in json.loads((source / "pool.json").read_text())]
+    pool = read_pool(source)
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]

@@ -16,7 +16,7 @@ from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, BadInput, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
-from nanokimi.rollout import MAX_TURNS
+from nanokimi.rollout import MAX_NEW, MAX_TURNS
 from nanokimi.sandbox import Sandbox
 from nanokimi.tokenizer import SPECIALS
 from nanokimi.vision import prepare_image
@@ -46,7 +46,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
     parser.add_argument("--temperature", type=temperature, default=0.0, help="0 = always the likeliest token")
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0)
-    parser.add_argument("--max-new", type=number(int, 1), default=256, metavar="N", help="tokens of an answer")
+    parser.add_argument("--max-new", type=number(int, 1), default=MAX_NEW, metavar="N", help="tokens of an answer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true", help="no colours, no first line")
     return parser.parse_args(arguments)
@@ -152,9 +152,12 @@ class Chat:
         """Turns until one asks for no tool, or as many as in RL."""
         for _ in range(MAX_TURNS):
             parsed = self.turn().parsed
-            if not parsed["tool_calls"]:
+            calls = parsed["tool_calls"] if parsed["well_formed"] else []
+            if calls and not self.options.tools:
+                self.write("(it would run this in Python: --tools lets it)\n", True)
+            if not calls or not self.options.tools:
                 return parsed["content"]
-            for call in parsed["tool_calls"]:
+            for call in calls:
                 self.messages.append({"role": "tool", "content": self.run_tool(call)})
         self.write(f"(no answer after {MAX_TURNS} turns with the tool; ask on, or /new)\n", True)
         return parsed["content"]
@@ -167,6 +170,8 @@ class Chat:
         response = show(stream, self.write, options.thinking)
         if response.stop == "length":
             self.write("(cut off: --max-new or the context is full; /new starts afresh)\n", True)
+        if response.stop == "repeat":
+            self.write("(stopped: it said the same again and again)\n", True)
         answer = {"role": "assistant", "content": response.parsed["content"], "tool_calls": response.parsed["tool_calls"]}
         thought = response.parsed["thinking"]
         self.messages.append(answer if thought is None else {**answer, "thinking": thought})

@@ -35,8 +35,8 @@ def arguments():
     parser.add_argument("--stage", choices=["all", "tokenizer", "pretrain", "longctx", "sft"], default="all",
                         help="do this stage and stop (all: every one but longctx)")
     parser.add_argument("--steps", type=number(int, 1), help="pre-training steps, instead of --minutes; with --data: steps (200)")
-    parser.add_argument("--documents", type=number(int, 2), help="a pre-training step, an even number (default: the preset's); fewer need less memory")
-    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores(), help="CPU cores to use (default: all that this process may use)")
+    parser.add_argument("--documents", type=number(int, 4), help="a pre-training step, an even number (default: the preset's); fewer need less memory")
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), help="CPU cores to use (default: all that this process may use)")
     parser.add_argument("--devices", type=number(int, 1), help="processes (default: 2 on a CPU with two cores or more, else 1)")
     parser.add_argument("--precision", choices=["auto", *plan.PRECISIONS], default="auto", help="auto: whichever is faster here")
     parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers (on a CPU: needs g++)")
@@ -134,7 +134,8 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
     model.train()
     for shards, counts in log.progress(stage, data.stream(batches, plan.workers(fabric.device)), steps, state["step"]):
         step = state["step"]
-        counts, stopping = plan.agree(fabric, counts, stop)              # sums over processes
+        *sums, asked = team.total((*counts.values(), stop.asked))        # over processes
+        counts, stopping = dict(zip(counts, sums)), asked > 0
         optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))
         loss = backward(fabric, model, shards, counts)
         grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
@@ -151,7 +152,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
         state["step"], state["seconds"] = step + 1, time.perf_counter() - started
         state["totals"] = {name: state["totals"].get(name, 0) + value for name, value in counts.items()}
         row = {"stage": stage, "step": step + 1, "seconds": round(state["seconds"], 2), "loss": loss, "grad_norm": grad_norm.item(),
-               "lr": optimizer.param_groups[0]["lr"], "tokens": state["totals"]["tokens"], **clip}
+               "lr": optimizer.param_groups[0]["lr"], "tokens": state["totals"]["tokens"], **clip, **optimizer.measured()}
         if (step + 1) % val_every == 0 or step + 1 == steps:
             row |= evaluate.quick(core, stage, val, fabric)
             model.train()

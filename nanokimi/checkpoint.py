@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .errors import reading
+from .errors import BadInput, reading
 
 RELEASED = Path(__file__).parent.parent / "results" / "checkpoints"     # what comes with the project: nanokimi/release.py
 
@@ -78,6 +78,20 @@ def finished(stage):
     return (Path(stage) / "model.safetensors").is_file()
 
 
+MADE_BY = {"pretrain": "train.py", "sft": "train.py", "longctx": "train.py --stage longctx", "rl": "rl.py", "short": "rl.py",
+           "long": "rl.py long2short", "brief": "rl.py long2short"}
+
+
+def need(run, *stages):
+    """BadInput where one of these stages of a run is not finished: it names the command that makes it."""
+    for stage in stages:
+        if not finished(run / stage):
+            program = "rl.py long2short" if stage.startswith("l2s-") else MADE_BY.get(stage)
+            there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
+            remedy = f"python {program} --run {run} makes it" if program else f"name another one (finished here: {there})"
+            raise BadInput(f"{run} has no finished stage {stage}: {remedy}.")
+
+
 def newest_stage(run, tuned=True):
     """The stage folder of a run whose model was written last; long2short's comparisons and longctx, which cannot chat, are left out, and if
     wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.
@@ -93,9 +107,12 @@ def newest_stage(run, tuned=True):
 
 
 def save(folder, model, optimizer, state):
-    """Write `folder/step-000123` (state["step"]) and remove its older siblings. Interrupted at any point, the previous checkpoint is still whole."""
+    """Write `folder/step-000123` (state["step"]) and remove its older siblings. Interrupted at any point, the previous checkpoint is still
+    whole: for that, a step that is saved already is not written again."""
     folder = Path(folder)
     final, partial = folder / f"step-{state['step']:06d}", folder / "partial"
+    if final.exists():
+        return
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
@@ -106,7 +123,6 @@ def save(folder, model, optimizer, state):
     for file in partial.iterdir():                                      # on disk before the rename says so
         with open(file, "r+b") as handle:                               # Windows flushes only what may be written
             os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     for old in checkpoints(folder)[:-1]:
         shutil.rmtree(old)

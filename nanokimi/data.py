@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .config import LONGER
-from .model import Batch
+from .model import NO_LOSS, Batch
 from .tokenizer import Learn, Rendered, Tokenizer, declare_tools
 from .vision import patchify, prepare_image, prepare_video
 from .world import content, dense, draw, long, problems as world, tools
@@ -360,14 +360,14 @@ def pack(documents, length):
 def to_batch(rows, length, pad, patch):
     """Rows of documents -> Batch; targets are shifted inside each document, so no document predicts the next one's first token."""
     ids = np.full((len(rows), length), pad, np.int64)                    # (B, T)
-    targets = np.full_like(ids, -100)
+    targets = np.full_like(ids, NO_LOSS)
     positions, segments = np.zeros_like(ids), np.zeros_like(ids)
     for r, row in enumerate(rows):
         start = 0
         for number, doc in enumerate(row, 1):
             span, n = slice(start, start + len(doc.ids)), len(doc.ids)
             ids[r, span], positions[r, span], segments[r, span] = doc.ids, np.arange(n), number
-            targets[r, start:start + n - 1] = np.where(doc.mask[1:], doc.ids[1:], -100)
+            targets[r, start:start + n - 1] = np.where(doc.mask[1:], doc.ids[1:], NO_LOSS)
             for place, token in doc.shown.items():
                 ids[r, start + place] = token
             start += n

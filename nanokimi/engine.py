@@ -1,4 +1,4 @@
-"""Batched generation: prefill once, decode many, tools in the loop, log-probabilities recorded (K25a App D: token-in-token-out).
+"""Batched generation: prefill once, decode many, tools in the loop, log-probabilities recorded (K2.5 App. D: token-in-token-out).
 
 Prompts are sorted by length, left-padded and run once; the latents of Multi-head Latent Attention stay in a cache, so that each further
 token costs one column. Rows that finished are dropped from the batch; when half of it is free, the next prompts take their place. The k
@@ -6,7 +6,6 @@ responses to a problem share its prefill, and everything that shares a picture s
 cache that survives a tool call (a conversation is prefilled again in every turn).
 """
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import team
+from . import plan, team
 from .data import shared_media
 from .errors import BadInput
 from .language import Cache
@@ -165,7 +164,7 @@ class Engine:
     def _finish(self, response: Response, prompt: Rendered) -> None:
         ended = bool(response.ids) and response.ids[-1] in self.tokenizer.stop_ids
         response.stop = "end" if ended else "repeat" if repeats(response.ids) else "length"
-        response.parsed = self.tokenizer.parse_response(response.ids, opened=prompt.ids[-1] == self.tokenizer.think)
+        response.parsed = self.tokenizer.parse_response(response.ids, opened=self.tokenizer.thinks(prompt))
 
     @contextmanager
     def _evaluating(self):
@@ -305,7 +304,7 @@ class Engine:
     def _answer(self, asked: list["Conversation"]) -> None:
         """Runs the calls of these conversations and forces the results on them; those without a turn or room for an answer are over."""
         able = [talk for talk in asked if talk.turns > 1]
-        with ThreadPoolExecutor(max(1, os.cpu_count() // team.size())) as threads:                      # a run's time limit is wall clock
+        with ThreadPoolExecutor(max(1, plan.cores() // team.size())) as threads:                      # a run's time limit is wall clock
             answers = list(threads.map(self._tool_turn, able))
         for talk in asked:
             talk.over, talk.asks, talk.response.stop = True, False, "length"
@@ -322,8 +321,8 @@ class Engine:
         first = (prompt.ids + response.ids).count(self.tokenizer.call_begin) - len(calls)
         results = [self.call_tool(call, talk.sandbox) for call in calls]
         response.tools += [ok for _, ok in results]
-        thinking = prompt.ids[-1] == self.tokenizer.think
-        return self.tokenizer.render_results([call["name"] for call in calls], [parts for parts, _ in results], first, thinking)
+        names, parts = [call["name"] for call in calls], [parts for parts, _ in results]
+        return self.tokenizer.render_results(names, parts, first, self.tokenizer.thinks(prompt))
 
     def call_tool(self, call: dict, sandbox) -> tuple[list, bool]:
         """(one call's result as message parts, whether it ran). The model may write anything: the answer to nonsense is a sentence."""
@@ -374,10 +373,8 @@ def engine_of(run: Path, model) -> Engine:
 
 def repeats(ids: list[int], times: int = 4, least: int = 24) -> bool:
     """Whether the last `least` tokens or more are one piece said `times` times (k1.5 2.6 detects repetition; the rule is ours)."""
-    for period in range(1, len(ids) // times + 1):
+    for period in range(1, min(32, len(ids) // times) + 1):                     # longer pieces are not looked for
         tail = ids[-max(times * period, least):]
         if len(tail) >= least and all(a == b for a, b in zip(tail, tail[period:])):
             return True
-        if period > 32:                                                         # longer pieces: not looked for
-            break
     return False

@@ -17,9 +17,9 @@ import torch
 from rich.table import Table
 
 from . import data, plan, report
-from .checkpoint import finished, read_rows, write_json
+from .checkpoint import need, read_rows, write_json
 from .engine import engine_of
-from .errors import MOST_THREADS, BadInput, command, number
+from .errors import MOST_THREADS, command, number
 from .kernels import best_device
 from .model import NO_LOSS, load
 from .rollout import MAX_NEW, begin, content_of, example_chat, respond
@@ -190,8 +190,7 @@ def note_reading(run, split, number, what):
 def report_card(run, split, number, stage="sft"):
     """All rows of a run: {"row": value}; `stage` answers what is asked in chat."""
     run = Path(run)
-    if not finished(run / stage):
-        raise BadInput(f"{run} has no finished stage {stage}: python train.py first, or name another --stage.")
+    need(run, "pretrain", stage)
     note_reading(run, split, number, "exam")
     base, chat = (engine_of(run, load(run / folder, best_device())) for folder in ("pretrain", stage))      # both before the first takes its time
     rows = base_rows(base, split, number)

@@ -12,9 +12,9 @@ import numpy as np
 from rich.table import Table
 
 from . import plan
-from .checkpoint import finished, read_rows
+from .checkpoint import finished, need, read_rows
 from .engine import engine_of
-from .errors import BadInput, command
+from .errors import command
 from .evaluate import ask_chat, chat_answers, exam_arguments, mean_correct, mean_score, note_reading, over_seeds, trained, write_results
 from .kernels import best_device
 from .model import load
@@ -96,8 +96,7 @@ def main():
     """The command line."""
     args = exam_arguments("Compare the stages of runs in chat.", Path("results/rl.json"))
     for run in args.runs:
-        if not finished(run / "rl"):
-            raise BadInput(f"{run} has no finished RL: python rl.py --run {run} first.")
+        need(run, "sft", "rl")
     cards = [stages(run, args.split, args.problems) for run in args.runs]
     for card in cards:
         print_cards(card, args.problems, args.split)

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 ALIGN = 64                      # rows; see experts_grouped and NanoKimi.target_logprobs
 
 
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep large freed blocks: otherwise every step pays the page faults of all its tensors again. False where unknown."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_threshold = -1, -3                                 # malloc.h
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(mmap_threshold, 2 ** 30) and libc.mallopt(trim_threshold, 2 ** 31 - 1))
+def keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks: otherwise every step pays the page faults of all its tensors again. Elsewhere nothing."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3                             # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2 ** 30), libc.mallopt(trim_threshold, 2 ** 31 - 1)
 
 
 @lru_cache

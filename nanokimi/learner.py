@@ -9,6 +9,7 @@ import torch
 
 from . import data, rollout, team
 from .errors import BadInput
+from .kernels import faster_dtype
 from .model import NanoKimi
 from .muon import AdamW, MuonClip, qk_clip
 from .policy import OBJECTIVES, Samples, dpo, mismatch
@@ -40,8 +41,8 @@ class Learner:
         """Optimizer steps on the groups whose rewards differ; returns counts and log-ratios; the mismatch is that of the first step, before
         anything has changed. MuonClip's step is equally large however small the gradient, so where there is nothing to learn there must be
         no step."""
-        learn = [(group, values) for group, values in zip(groups, rewards) if max(values) - min(values) > 1e-6]
-        stats = {"steps": 0, "tokens": 0, "log_ratio": 0.0, "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
+        learn = [(group, values) for group, values in zip(groups, rewards) if rollout.differ(values)]
+        stats = {"zero_variance": 1 - len(learn) / max(1, len(groups)), "steps": 0, "tokens": 0, "log_ratio": 0.0, "log_ratio_max": 0.0, "first": [torch.zeros(0)]}
         if self.objective == "k15":
             self.optimizer.state.clear()                                 # every iteration is a new problem (k1.5 2.3.2)
         for _ in range(self.inner):
@@ -52,7 +53,7 @@ class Learner:
                 self.step()
                 stats["steps"] += 1
         stats = everyones(stats)
-        return stats | mismatch(torch.cat(stats.pop("first")))
+        return stats | mismatch(torch.cat(stats.pop("first"))) | self.optimizer.measured()
 
     def _accumulate(self, learn: list[tuple], stats: dict) -> None:
         """Adds the gradients of this process's share of one step, micro-batch by micro-batch."""
@@ -150,5 +151,6 @@ def batches_of(things: list, size: int, rng=None):
 
 
 def muon(model: NanoKimi, lr: float, ns_dtype: torch.dtype | None = None) -> MuonClip:
-    """MuonClip as in K2.5's RL, without weight decay: steps here are few and small. ns_dtype: see MuonClip."""
-    return MuonClip([(name, p) for name, p in model.named_parameters() if p.requires_grad], lr=lr, weight_decay=0.0, ns_dtype=ns_dtype)
+    """MuonClip as in K2.5's RL, without weight decay: steps here are few and small. ns_dtype: of Newton-Schulz; None: what the first process
+    finds faster, as others may find otherwise."""
+    return MuonClip(model.named_parameters(), lr=lr, weight_decay=0.0, ns_dtype=ns_dtype or team.gather(faster_dtype())[0])

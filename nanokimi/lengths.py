@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from . import plan
-from .checkpoint import finished
+from .checkpoint import finished, need
 from .engine import engine_of
-from .errors import BadInput, command
+from .errors import command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
 from .kernels import best_device
 from .long2short import LONGEST, METHODS, STYLES, merge
@@ -231,9 +231,7 @@ def main() -> None:
     """The command line."""
     args = exam_arguments("Accuracy against response tokens.", Path("results/long2short.json"))
     for run in args.runs:
-        missing = [stage for stage in STAGES if not finished(run / stage)]
-        if missing:
-            raise BadInput(f"{run} has no {missing[0]}: python rl.py long2short --run {run} first.")
+        need(run, *STAGES)
     stages = ("long", *CANDIDATES)
     chosen = [measure(run, "val", CHOICE, stages, controls=False) for run in args.runs]      # the choice never sees the test split
     best = best_method({stage: {row: sum((c["stages"][stage][row] for c in chosen), Answers()) for row in ROWS} for stage in stages})

@@ -7,7 +7,6 @@ Stages of a run: `long` (thinks with plans, checks and corrections), `brief` (sa
 `l2s-merge`, `l2s-shortest`, `l2s-dpo`, `l2s-rl`, `l2s-toggle`, and `l2s-rigid`, which Toggle is compared with. Each is a stage like any other.
 """
 import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -260,7 +259,7 @@ def arguments(argv: list[str]):
 def run_methods(run: Path, args) -> None:
     """The two models and the methods asked for; what is there already is not done again."""
     made = run / "long" / "long2short.json"
-    args.base = args.base or (json.loads(made.read_text())["base"] if made.exists() else "rl" if finished(run / "rl") else "sft")
+    args.base = args.base or (read_json(made, "base")["base"] if made.exists() else "rl" if finished(run / "rl") else "sft")
     think(run, args)
     asked = METHODS if args.method == "all" else (args.method,)
     for method in asked:

@@ -94,7 +94,7 @@ class NanoKimi(nn.Module):
         logprobs, aux = self.target_logprobs(batch)
         ce = -logprobs.sum() / max(1, batch.denominator)
         loss = ce + self.config.language.aux_alpha * aux
-        return loss, {"loss": loss.detach(), "ce": ce.detach(), "aux": aux.detach(), "tokens": len(logprobs)}
+        return loss, {"ce": ce.detach(), "aux": aux.detach()}
 
     def target_logprobs(self, batch: Batch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probabilities (n,) of the targets in reading order, fp32, at a sampling temperature; balance loss, 0 in eval mode)."""
@@ -117,8 +117,8 @@ def with_language(model: NanoKimi, **changes) -> NanoKimi:
     return new.to(device).train(model.training)
 
 
-def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]:
-    """Sets the expert and attention kernels this device can run; returns their names. On a CPU also tunes malloc."""
+def choose_kernel(model: NanoKimi, device: torch.device | str) -> None:
+    """Sets the expert and attention kernels this device can run. On a CPU also tunes malloc."""
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -133,7 +133,6 @@ def choose_kernel(model: NanoKimi, device: torch.device | str) -> dict[str, str]
         layer.attn.kernel = attention
         if layer.moe is not None:
             layer.moe.kernel = experts
-    return {"experts": experts, "attention": attention}
 
 
 def save(model: NanoKimi, path: Path | str) -> None:

@@ -124,16 +124,15 @@ class MuonClip(torch.optim.Optimizer):
         for group in self.param_groups:
             group["lr"] = group["base_lr"] * factor
 
+    def measured(self):
+        """What a log should have of the last step."""
+        return {"update_rms": self.update_rms.item()}
+
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of all parameters that have a gradient; the closure (optional) recomputes and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
+        """One update of all parameters that have a gradient."""
         for group in self.param_groups:
             self.muon_step(group) if group["kind"] == "muon" else self.adamw_step(group)
-        return loss
 
     def muon_step(self, group):
         """K2 Alg. 1, lines 2 to 5, with Moonlight's Nesterov momentum (ML#2 footnote 1)."""
@@ -177,6 +176,10 @@ class AdamW(torch.optim.AdamW):
         super().__init__([{"params": list(parameters), "base_lr": lr}], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
 
     set_schedule = MuonClip.set_schedule
+
+    def measured(self):
+        """As MuonClip's; nothing here."""
+        return {}
 
 
 def stacked_rms(updates):

@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from . import data, plan
-from .checkpoint import finished
+from .checkpoint import need
 from .engine import Engine
-from .errors import MOST_THREADS, BadInput, command, number
+from .errors import MOST_THREADS, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
 from .kernels import best_device
 from .model import load, with_language
@@ -119,8 +119,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for run in args.runs:
-        if not finished(run / "longctx"):
-            raise BadInput(f"{run} has no finished stage longctx: python train.py --stage longctx --run {run} first.")
+        need(run, "pretrain", "longctx")
     cards, lengths = zip(*(measure(run, args.split, args.problems) for run in args.runs))
     for run, grids, tokens in zip(args.runs, cards, lengths):
         picture(grids, tokens, run / "needles.png")

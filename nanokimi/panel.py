@@ -10,7 +10,8 @@ from .checkpoint import keep_rows
 from .plan import console, say
 
 SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "advantage_spread": "{:.3f}", "entropy": "{:.3f}",
-         "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "mismatch": "{:.5f}", "mismatch_kl": "{:.1e}", "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
+         "log_ratio": "{:.4f}", "log_ratio_max": "{:.2f}", "mismatch": "{:.5f}", "mismatch_kl": "{:.1e}", "update_rms": "{:.3f}",
+         "length": "{:.1f}", "truncated": "{:.1%}", "tool_calls": "{:.2f}",
          "tool_errors": "{:.1%}", "rollout_tokens_s": "{:.0f}", "update_tokens_s": "{:.0f}", "steps": "{}", "stale": "{:.1%}"}
 
 
@@ -28,10 +29,10 @@ def summary(groups, unfinished, stats, clock):
     for group in groups:
         abilities.setdefault(f"{group.item.modality} {group.item.ability}", []).append(group.solved())
     return {"reward": float(rewards.mean()), "pass_rate": float(np.mean([group.solved() for group in groups])),
-            "zero_variance": float(np.mean([not group.differs for group in groups])),
+            "zero_variance": stats["zero_variance"],
             "advantage_spread": float((rewards - rewards.mean(1, keepdims=True)).std()), "entropy": float(-np.mean(logprobs)),
             "log_ratio": stats["log_ratio"], "log_ratio_max": stats["log_ratio_max"],
-            **{name: value for name, value in stats.items() if name.startswith("mismatch")},
+            **{name: value for name, value in stats.items() if name.startswith(("mismatch", "update_rms"))},
             "length": len(logprobs) / len(responses), "truncated": float(np.mean([r.stop != "end" for r in responses])),
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
             "rollout_tokens_s": len(logprobs) / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
@@ -44,7 +45,7 @@ class Panel:
     """A live table of the last iterations, a line every ten where there is no terminal, and metrics.jsonl."""
 
     def __init__(self, folder, done):
-        self.path, self.barren, self.recent = folder / "metrics.jsonl", 0, []
+        self.path, self.recent = folder / "metrics.jsonl", []
         self.silent = team.rank() > 0
         if not self.silent:
             keep_rows(self.path, lambda row: row["iteration"] <= done)

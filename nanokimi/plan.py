@@ -64,16 +64,17 @@ def commit():
 # ---- settings ----------------------------------------------------------------------------------------------------------------------
 
 def settle(run, args):
-    """The run's settings: written on the first start, read ever after. BadInput if the command line contradicts them."""
+    """The run's settings: written on the first start, read ever after. BadInput if the command line contradicts them; cores and processes may
+    be others than at the start."""
     path = run / "run.json"
     asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps,
              "documents": args.documents}
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
-        precision = faster_precision() if args.precision == "auto" else args.precision
-        write_json(path, {**asked, "precision": precision, "compile": args.compile, "threads": args.threads, "machine": machine(),
+        precision, threads = faster_precision() if args.precision == "auto" else args.precision, args.threads or cores()
+        write_json(path, {**asked, "precision": precision, "compile": args.compile, "threads": threads, "machine": machine(),
                           "commit": commit(),
-                          "devices": args.devices or default_devices(args.threads), "command": " ".join(["python", *sys.argv]),
+                          "devices": args.devices or default_devices(threads), "command": " ".join(["python", *sys.argv]),
                           "started": time.time()})
     settings = {"compile": False, "documents": None}                     # an older run may not know them
     settings |= read_json(path, "preset", "seed", "minutes", "steps", "devices", "precision", "threads", "commit")
@@ -84,11 +85,12 @@ def settle(run, args):
     for name, value in given.items():
         if value is not None and settings[name] != value:
             raise BadInput(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
-    now = {"commit": commit(), "devices": args.devices or settings["devices"]}           # any number of processes: the shards stay the same
+    now = {"commit": commit(), "devices": args.devices or settings["devices"],           # any number of processes: the shards stay the same
+           "threads": args.threads or settings["threads"]}
     for name, value in now.items():
         if settings[name] != value and "LOCAL_RANK" not in os.environ:                   # said once, not by every process
             say(f"note: {run} was started with {name} {settings[name]}, this is {value}: the rest may not be bit-identical")
-    return settings | {"devices": now["devices"]}
+    return settings | {"devices": now["devices"], "threads": now["threads"]}
 
 
 def check_settings(path, settings):
@@ -116,7 +118,7 @@ def hold(run):
     try:
         return lock.acquire(timeout=10)                                  # seconds: workers of a killed training need a few to notice
     except Timeout:
-        raise BadInput(f"another training is at work in {run}: wait for it, stop it, or give another --run.") from None
+        raise BadInput(f"another training is at work in {run}: wait for it, stop it, or work in another folder.") from None
 
 
 @contextmanager
@@ -210,13 +212,6 @@ def processes(threads):
     console.quiet = fabric.global_rank > 0
     with together(fabric):
         yield
-
-
-def agree(fabric, counts, stop):
-    """(counts summed over processes, whether any of them was asked to stop)."""
-    numbers = torch.tensor([*counts.values(), stop.asked], dtype=torch.float64)
-    numbers = fabric.all_reduce(numbers, reduce_op="sum").tolist()
-    return {name: int(value) for name, value in zip(counts, numbers)}, numbers[-1] > 0
 
 
 def faster_precision():

@@ -69,14 +69,14 @@ def k15(s: Samples, tau: float = 0.5) -> torch.Tensor:
 
 
 def rest(s: Samples) -> torch.Tensor:
-    """ReST, what k1.5 compares with: likelihood of the best responses, which with rewards of 0 and 1 are those above their group's mean (with
+    """ReST (arXiv 2308.08998), what k1.5 compares with: likelihood of the best responses, which with rewards of 0 and 1 are those above their group's mean (with
     partial credit these are a few more). It never learns from failures."""
     good = (s.advantage > 0).float()
     return -(good[s.owner] * s.new).sum() / s.tokens
 
 
 def grpo(s: Samples, epsilon: float = 0.2) -> torch.Tensor:
-    """GRPO as it is taught: advantages over their spread, PPO's one-sided clip, a mean per response first. Its KL term to a frozen model
+    """GRPO (arXiv 2402.03300) as it is taught: advantages over their spread, PPO's one-sided clip, a mean per response first. Its KL term to a frozen model
     is left out, as in most present uses."""
     ratio = (s.new - s.old).exp()
     advantage = (s.advantage / (s.spread + 1e-4))[s.owner]
@@ -99,7 +99,7 @@ def surrogate(log_ratio: torch.Tensor, reward: torch.Tensor, log_z: torch.Tensor
 
 
 def dpo(chosen: torch.Tensor, rejected: torch.Tensor, ref_chosen: torch.Tensor, ref_rejected: torch.Tensor, beta: float) -> torch.Tensor:
-    """DPO's loss per pair (P,) from log-probabilities of whole responses, of the model that learns and of the one it began as."""
+    """DPO's loss (arXiv 2305.18290) per pair (P,) from log-probabilities of whole responses, of the model that learns and of the one it began as."""
     return -torch.nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 

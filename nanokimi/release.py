@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan
-from .checkpoint import RELEASED, finished, read_rows, write_json
+from .checkpoint import RELEASED, need, read_rows, write_json
 from .engine import engine_of
-from .errors import BadInput, command
+from .errors import command
 from .evaluate import BASE, ask_document, chat_answers, mean_score
 from .model import load
 from .world import exam
@@ -51,9 +51,7 @@ def thin(source, target, every):
 
 def release(run, folder, number):
     """Copies the stages of `run` into `folder`, asks them, writes card.json."""
-    missing = [stage for stage in STAGES if not finished(run / stage)]
-    if missing:
-        raise BadInput(f"{run} has no finished {', '.join(missing)}: python train.py and python rl.py first.")
+    need(run, *STAGES)
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     for stage in STAGES:
         halve(run / stage, folder / stage)

@@ -59,7 +59,7 @@ class Item:
     guessed: float = 0.0        # pass rate of the starting model without thinking
 
     def problem(self) -> Problem:
-        """The problem; flags never meet capitals here either."""
+        """The problem, drawn from its seed, again and again until it needs the ability."""
         rng = np.random.default_rng([STREAM, self.seed])
         while True:
             fitting = [p for p in MAKERS[self.ability, self.modality](rng) if p.ability == self.ability]
@@ -113,8 +113,8 @@ class Group:
 
     @property
     def differs(self) -> bool:
-        """Whether there is anything to learn: some responses did better than others."""
-        return max(self.rewards) - min(self.rewards) > 1e-6
+        """Whether the verifiers' rewards, before any length reward, say anything about these responses."""
+        return differ(self.rewards)
 
     def solved(self) -> float:
         """Share of right responses."""
@@ -203,7 +203,7 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
     respond(engine, mine, temperature, segment)
     for group in mine:
         if group.over:
-            thinking = group.talks[0].prompt.ids[-1] == engine.tokenizer.think
+            thinking = engine.tokenizer.thinks(group.talks[0].prompt)
             group.rewards = [reward(group.problem, response, thinking) for response in group.responses]
             group.right = [r > 0 and verify.correct(group.problem, content_of(x)) for r, x in zip(group.rewards, group.responses)]
     for process, sampled in enumerate(team.gather([exported(group) for group in mine])):
@@ -214,7 +214,7 @@ def carry_on(engine: Engine, groups: list[Group], temperature: float, segment: i
 
 
 COUNTERS = ("segments", "turns", "turn_tokens", "over")
-SAMPLED = ("response", "asks", *COUNTERS)                                 # of a conversation: what sampling changes
+SAMPLED = ("response", *COUNTERS)                                 # of a conversation: what sampling changes
 
 
 def exported(group: Group) -> tuple:
@@ -253,6 +253,11 @@ def reward(problem: Problem, response: Response, thinking: bool = True) -> float
     thought = not thinking or bool((response.parsed["thinking"] or "").strip())
     fine = response.stop == "end" and response.parsed["well_formed"] and thought
     return verify.score(problem, content_of(response)) if fine else 0.0
+
+
+def differ(rewards: list[float]) -> bool:
+    """Whether there is anything to learn from a group with these rewards: some responses did better than others."""
+    return max(rewards) - min(rewards) > 1e-6
 
 
 def with_length(group: Group, weight: float) -> list[float]:
@@ -304,7 +309,7 @@ KEPT = ("ids", "logprobs", "sampled", "versions", "tools", "stop")       # of a 
 
 
 def freeze(group: Group) -> dict:
-    """An unfinished group as JSON, a copy: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
+    """A group as JSON, a copy: recipes, tokens and counters. Pictures and the tool's variables are made again by `thaw`."""
     talks = [{"response": {name: copy.deepcopy(getattr(talk.response, name)) for name in KEPT},
               **{name: getattr(talk, name) for name in COUNTERS}} for talk in group.talks]
     return {"seed": group.item.seed, "key": list(group.talks[0].key[:-1]), "max_new": group.talks[0].max_new, "talks": talks}
@@ -315,10 +320,11 @@ def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
     as on a machine so busy that a call ran out of time."""
     item = next(item for item in pool if item.seed == frozen["seed"])
     group = start(engine, item, len(frozen["talks"]), frozen["max_new"], tuple(frozen["key"]))
+    memo = Memo()
     for talk, kept in zip(group.talks, frozen["talks"]):
         talk.response = Response(**kept["response"])
         vars(talk).update({name: kept[name] for name in COUNTERS})
-        talk.sandbox = Sandbox(tool_media(group.problem)) if group.tools else None
+        talk.sandbox = Sandbox(tool_media(group.problem), memo) if group.tools else None
         talk.response.clips = replay(engine, talk)
         pads = sum(clip.tokens(engine.tokenizer.patch) for clip in talk.response.clips)
         if pads != talk.response.ids.count(engine.tokenizer.media_pad):
@@ -329,17 +335,17 @@ def thaw(engine: Engine, frozen: dict, pool: list[Item]) -> Group:
 
 def replay(engine: Engine, talk: Conversation) -> list:
     """Runs the calls that were answered already, for their variables, and parses the last turn. Returns the pictures that they gave."""
-    response, turns, clips = talk.response, [[]], []
+    response, turns, clips, opened = talk.response, [[]], [], engine.tokenizer.thinks(talk.prompt)
     for token, sampled in zip(response.ids, response.sampled):
         if sampled:
             turns[-1].append(token)
         elif turns[-1]:
             turns.append([])
     for ids in turns[:-1]:
-        for call in engine.tokenizer.parse_response(ids, opened=talk.prompt.ids[-1] == engine.tokenizer.think)["tool_calls"]:
+        for call in engine.tokenizer.parse_response(ids, opened=opened)["tool_calls"]:
             parts, _ = engine.call_tool(call, talk.sandbox)
             clips += [part for part in parts if not isinstance(part, str)]
-    response.parsed = engine.tokenizer.parse_response(turns[-1], opened=talk.prompt.ids[-1] == engine.tokenizer.think)
+    response.parsed = engine.tokenizer.parse_response(turns[-1], opened=opened)
     return clips
 
 

@@ -236,6 +236,10 @@ class Tokenizer:
         return ids + [self.section_end]
 
     # ---------------------------------------------------------------- reading a response
+    def thinks(self, prompt: Rendered) -> bool:
+        """Whether a prompt ends in an opened thought."""
+        return prompt.ids[-1] == self.think
+
     def parse_response(self, ids: list[int], opened: bool = False) -> dict:
         """Split a response into {"thinking": str|None, "content": str, "tool_calls": [{"name", "arguments"}], "well_formed": bool}.
 

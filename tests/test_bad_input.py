@@ -265,7 +265,7 @@ def test_a_prompt_never_becomes_a_special_token(good, pieces):
     ("train", ("--stage", "sft", "--devices", "1", "--precision", "32-true"), "has none yet"),
     ("rl", ("--k", "1"), "give 2 or more"), ("rl", ("--visual", "2"), "want 0 to 1"), ("rl", ("--lr", "nan"), "want 0"), ("rl", ("--start", "none"), "first"),
     ("rl", ("--temperature", "0"), "want 0.01"), ("evaluate", ("--problems", "-3"), "want 2"), ("evaluate", ("--stage", "none"), "no finished stage"),
-    ("gains", (), "no finished RL"), ("lengths", (), "has no long"),
+    ("gains", (), "no finished stage rl"), ("lengths", (), "no finished stage long: python rl.py long2short"),
 ])
 def test_options_that_cannot_be(says, good, tmp_path, command, arguments, words):
     where = {"sample": ("hello", "--run", good), "train": ("--run", tmp_path / "new"), "rl": ("--run", good)}.get(command, (good,))

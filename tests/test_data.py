@@ -165,6 +165,12 @@ def test_thinking_is_short_and_long_and_corrects_itself():
     assert any("wait" in t for t in given) and any("plan" in t and "check" in t for t in given) and any("plan" not in t for t in given)
 
 
+def test_the_smallest_step_has_pictures_in_every_shard(tokenizer):
+    """A process whose batch has none would not meet the others where they exchange the encoder's gradients."""
+    batches = data.Batches("pretrain", tokenizer, VisionConfig(), 0, 4, 192, 100)
+    assert all(shard.patches is not None for step in range(0, 100, 4) for shard in batches[step][0])
+
+
 def test_every_shard_of_a_step_is_made_once(tokenizer):
     """By one process or by two: together they hold the step's documents."""
     make = lambda rank, world: data.Batches("sft", tokenizer, VISION, 0, 8, 384, 2, rank=rank, world=world)[0]

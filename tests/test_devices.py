@@ -39,7 +39,7 @@ core, seen = model.module.train(), []
 batches = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 10, rank=fabric.global_rank, world=devices)
 for step in range(10):
     shards, counts = batches[step]
-    counts, _ = plan.agree(fabric, counts, plan.Stop())
+    counts = dict(zip(counts, team.total(tuple(counts.values()))))
     loss = backward(fabric, model, shards, counts)
     grads = {{name: p.grad.clone() for name, p in core.named_parameters()}}
     torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)

@@ -43,7 +43,8 @@ def pair(tokenizer):
     torch.manual_seed(0)
     cpu = NanoKimi(PRESET.model, tokenizer.media_pad).train()
     gpu = copy.deepcopy(cpu).cuda()
-    assert choose_kernel(cpu, "cpu")["attention"] != choose_kernel(gpu, "cuda")["attention"]
+    choose_kernel(cpu, "cpu"), choose_kernel(gpu, "cuda")
+    assert cpu.language.layers[0].attn.kernel != gpu.language.layers[0].attn.kernel
     return cpu, gpu
 
 

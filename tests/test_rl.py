@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
-from nanokimi import data, gains, pages, rollout
+from nanokimi import data, gains, learner, pages, rollout
 from nanokimi.config import PRESETS
 from nanokimi.engine import Conversation
+from nanokimi.errors import BadInput
 from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
@@ -64,7 +65,24 @@ def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, opt
                   *options)
     rewards = [row["reward"] for row in rows(folder)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
+    assert all(0.1 < row["update_rms"] < 0.3 for row in rows(folder))
     assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
+
+
+def test_all_processes_multiply_as_the_first_one_does(base, monkeypatch):
+    """Each would time it for itself, and what they exchange has one dtype."""
+    monkeypatch.setattr(learner.team, "gather", lambda mine: [torch.bfloat16, torch.float32])
+    assert muon(load(base / "sft"), 1e-3).ns_dtype == torch.bfloat16
+
+
+def test_a_saved_step_is_not_touched_again(base, tmp_path, monkeypatch):
+    """It may be the only one, and a second Ctrl-C comes at any moment."""
+    model = load(base / "sft")
+    optimizer = muon(model, 1e-3)
+    rl.checkpoint.save(tmp_path, model, optimizer, {"step": 3})
+    monkeypatch.setattr(rl.checkpoint.os, "replace", lambda *_: pytest.fail("written again"))
+    rl.checkpoint.save(tmp_path, model, optimizer, {"step": 3})
+    assert [path.name for path in rl.checkpoint.checkpoints(tmp_path)] == ["step-000003"]
 
 
 @pytest.mark.parametrize("objective, fresh", [("k15", True), ("k25", False)])
@@ -164,7 +182,17 @@ def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
     assert len(rows(base / "hopeless")) == 5
 
 
-@pytest.mark.parametrize("options, sentence", [(["--k", "1"], "nothing to compare it with"), (["--run", "nowhere"], "no finished cold start")])
+def test_a_run_that_learned_once_is_never_called_hopeless():
+    learned, never = rl.Progress([]), rl.Progress([])
+    for steps in (0, 0, 0, 0, 1, *[0] * 20):
+        rl.hopeless({"reward": 1.0, "steps": steps}, learned)
+    with pytest.raises(BadInput, match="all responses to a problem earn the same"):
+        for _ in range(5):
+            rl.hopeless({"reward": 1.0, "steps": 0}, never)
+    assert (learned.barren, never.barren) == (None, 5)
+
+
+@pytest.mark.parametrize("options, sentence", [(["--k", "1"], "nothing to compare it with"), (["--run", "nowhere"], "no finished stage sft")])
 def test_what_cannot_work_is_said_before_it_starts(monkeypatch, base, capsys, options, sentence):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, base, "never", *options)
@@ -183,7 +211,7 @@ def test_no_step_without_a_difference(monkeypatch, base):
     """MuonClip would move the weights as far for a zero advantage as for any other."""
     monkeypatch.setattr(rollout, "reward", lambda *_: 1.0)
     before = load_file(base / "sft" / "model.safetensors")
-    monkeypatch.setattr(rl, "hopeless", lambda row, panel: None)
+    monkeypatch.setattr(rl, "hopeless", lambda row, progress: None)
     monkeypatch.setattr(rl, "shorten", lambda *_: None)
     folder = call(monkeypatch, base, "same", "--iterations", "2")
     after = load_file(folder / "model.safetensors")
@@ -213,7 +241,7 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     monkeypatch.setattr(sys, "argv", ["gains", str(base), "--problems", "3", "--threads", "1"])
     with pytest.raises(SystemExit) as stop:
         gains.main()
-    assert stop.value.code == 2 and "has no finished RL" in capsys.readouterr().err
+    assert stop.value.code == 2 and "has no finished stage rl: python rl.py" in capsys.readouterr().err
     lucky(monkeypatch)
     call(monkeypatch, base, "rl", "--iterations", "2")
     out = tmp_path / "rl.json"

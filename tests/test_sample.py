@@ -322,6 +322,13 @@ def test_tools_run_in_the_chat(run, png):
     assert len(seen[1].clips) == 2 and "## Return of functions.python:1\n(30, 20)" in chat.engine.tokenizer.decode(seen[2].ids)
 
 
+def test_nothing_runs_without_tools(run):
+    call = {"name": "python", "arguments": {"code": "1"}}
+    chat, seen, written = chat_with(run, says("so", [call]))
+    chat.run_tool = lambda call: pytest.fail("the model's code ran, though nobody asked for tools")
+    assert chat.ask("what?") == "so" and len(seen) == 1 and "--tools lets it" in written[-1][0]
+
+
 def test_tools_without_end_are_stopped_and_said(run):
     pytest.importorskip("pydantic_monty")
     call = {"name": "python", "arguments": {"code": "1"}}
