@@ -189,7 +189,7 @@ def open_media(where: str, path: Path) -> Image | Clip:
 def tune(args) -> None:
     """python train.py --data DIR: reads everything, then trains the newest stage of a run on it. BadInput if it cannot."""
     run = args.run or Path("runs") / args.preset
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or plan.cores())
     torch.set_flush_denormal(True)
     source = newest_stage(run, tuned=False)
     if finished(run / "tuned"):

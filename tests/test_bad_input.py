@@ -260,10 +260,10 @@ def test_a_prompt_never_becomes_a_special_token(good, pieces):
     ("train", ("--threads", "100000"), "want 1 to"), ("sample", ("--max-new", "0"), "want 1"),
     ("sample", ("--seed", "-1"), "want 0"), ("sample", ("--device", "meta"), "no device meta"), ("sample", ("--device", "nonsense"), "no device"),
     ("sample", ("--stage", "none"), "no trained model"), ("sample", ("--stage", "../../etc"), "no trained model"),
-    ("train", ("--steps", "0"), "want 1"), ("train", ("--minutes", "nan"), "want 0.01"), ("train", ("--threads", "0"), "want 1"),
+    ("train", ("--steps", "0"), "want 1"), ("train", ("--documents", "2"), "want 4"), ("train", ("--minutes", "nan"), "want 0.01"), ("train", ("--threads", "0"), "want 1"),
     ("train", ("--devices", "3", "--precision", "32-true"), "use 1 or 2 processes"), ("train", ("--seed", "x"), "invalid int"),
     ("train", ("--stage", "sft", "--devices", "1", "--precision", "32-true"), "has none yet"),
-    ("rl", ("--k", "1"), "give 2 or more"), ("rl", ("--visual", "2"), "want 0 to 1"), ("rl", ("--lr", "nan"), "want 0"), ("rl", ("--start", "none"), "first"),
+    ("rl", ("--k", "1"), "give 2 or more"), ("rl", ("--visual", "2"), "want 0 to 1"), ("rl", ("--lr", "nan"), "want 0"), ("rl", ("--start", "none"), "finished here: pretrain"),
     ("rl", ("--temperature", "0"), "want 0.01"), ("evaluate", ("--problems", "-3"), "want 2"), ("evaluate", ("--stage", "none"), "no finished stage"),
     ("gains", (), "no finished stage rl"), ("lengths", (), "no finished stage long: python rl.py long2short"),
 ])
