@@ -94,21 +94,12 @@ def make_tokenizer(run, preset, fabric, log):
 def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save_every):
     """Build model, optimizer and data of a stage, continue from its checkpoint if there is one, fit, save the weights."""
     torch.set_flush_denormal(True)
-    base = plan.base(run, stage)
     torch.manual_seed(settings["seed"])
-    model = load(base) if base else NanoKimi(preset.model, tokenizer.media_pad)
-    if stage == "longctx":                                               # YaRN: the same weights, other angles
-        context = LONGER * preset.length                                 # of what was trained; the old limit of `context` never was
-        model = with_language(model, rope_factor=float(LONGER), rope_original=preset.length, context=context)
-    model.expect(tokenizer)
+    model = first_model(stage, preset, tokenizer, plan.base(run, stage)).to(fabric.device)
     choose_kernel(model, fabric.device)
-    if stage == "sft":
-        model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
-        model.introduce(tokenizer.chat_ids)
     lr, steps, documents, length = {"pretrain": (preset.lr, settings["steps"], preset.documents, preset.length),
                                     "longctx": (preset.longctx_lr, preset.longctx_steps, preset.longctx_documents, LONGER * preset.length),
                                     "sft": (preset.sft_lr, preset.sft_steps, preset.sft_documents, preset.sft_length)}[stage]
-    model.to(fabric.device)                                              # first: what is resumed of the optimizer goes where the parameters are
     optimizer = MuonClip(model.named_parameters(), lr=lr, weight_decay=preset.weight_decay,
                          ns_dtype=plan.matmul_dtype(settings["precision"]))
     state = checkpoint.resume(run / stage, model, optimizer) or {"step": 0, "seconds": 0.0, "totals": {}}
@@ -124,6 +115,19 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
         save(model.module, run / stage)
         checkpoint.clear(run / stage)
     fabric.barrier()
+
+
+def first_model(stage, preset, tokenizer, base):
+    """The model that a stage begins with: a new one, or that of the stage before, with what this stage changes about it."""
+    model = load(base) if base else NanoKimi(preset.model, tokenizer.media_pad)
+    if stage == "longctx":                                               # YaRN: the same weights, other angles
+        context = LONGER * preset.length                                 # of what was trained; the old limit of `context` never was
+        model = with_language(model, rope_factor=float(LONGER), rope_original=preset.length, context=context)
+    model.expect(tokenizer)
+    if stage == "sft":
+        model.vision.requires_grad_(False), model.projector.requires_grad_(False)        # no picture comes by: nothing to learn from
+        model.introduce(tokenizer.chat_ids)
+    return model
 
 
 def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every):
