@@ -71,6 +71,8 @@ def train(args, run):
     with plan.together(fabric), plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
+        if args.stage not in ("all", "tokenizer") and not checkpoint.finished(run / args.stage):
+            plan.base(run, args.stage)                                   # refuses now, not after the tokenizer
         tokenizer = make_tokenizer(run, preset, fabric, log)
         for stage in ("pretrain", "sft") if args.stage == "all" else (args.stage,):
             if stage != "tokenizer" and not checkpoint.finished(run / stage):
@@ -85,7 +87,7 @@ def make_tokenizer(run, preset, fabric, log):
     folder = run / "tokenizer"
     vision, vocab = preset.model.vision, preset.model.language.vocab
     if fabric.is_global_zero and not (folder / "tokenizer.tiktoken").exists():
-        Tokenizer.train(data.corpus(6000), vocab, vision.patch).save(folder)
+        Tokenizer.train(data.corpus(preset.corpus), vocab, vision.patch).save(folder)
         log.say(f"tokenizer: {vocab} tokens")
     fabric.barrier()
     return Tokenizer.load(folder, vision.patch)
@@ -131,32 +133,21 @@ def first_model(stage, preset, tokenizer, base):
 
 
 def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every):
-    """The loop. One step: batch -> loss and gradients -> MuonClip -> QK-Clip -> router balance -> log."""
+    """The loop. One step: batch -> loss and gradients -> update -> log."""
     core, steps = model.module, batches.steps
-    val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision)[fabric.global_rank::fabric.world_size]
+    val = evaluate.quick_documents(stage, batches.tokenizer, preset.model.vision, preset.val_problems)[fabric.global_rank::fabric.world_size]
     started, last_save, val_every = time.perf_counter() - state["seconds"], time.perf_counter(), max(8, steps // preset.val_times)
     model.train()
     for shards, counts in log.progress(stage, data.stream(batches, plan.workers(fabric.device)), steps, state["step"]):
         step = state["step"]
         *sums, asked = team.total((*counts.values(), stop.asked))        # over processes
         counts, stopping = dict(zip(counts, sums)), asked > 0
-        optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))
         loss = backward(fabric, model, shards, counts)
-        grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
-        if not torch.isfinite(grad_norm):
-            raise BadInput(f"step {step}: loss {loss} or gradient {grad_norm.item()} is not finite. The last checkpoint is intact; "
-                           "try --precision 32-true with another --run.")
-        optimizer.step()
-        team.share_statistics(core.language)                              # max logits and expert loads, over processes
-        clip = qk_clip(core, preset.qk_clip)                             # K2 Alg. 1, after the update
-        decaying = step > (1 - preset.decay_share) * steps
-        core.language.update_bias(0.0 if decaying else preset.balance_rate)          # DS3: 0 in the final stage
-        optimizer.zero_grad()
+        row = {"stage": stage, "step": step + 1, "loss": loss, **update(core, optimizer, preset, step, steps)}
 
         state["step"], state["seconds"] = step + 1, time.perf_counter() - started
         state["totals"] = {name: state["totals"].get(name, 0) + value for name, value in counts.items()}
-        row = {"stage": stage, "step": step + 1, "seconds": round(state["seconds"], 2), "loss": loss, "grad_norm": grad_norm.item(),
-               "lr": optimizer.param_groups[0]["lr"], "tokens": state["totals"]["tokens"], **clip, **optimizer.measured()}
+        row |= {"seconds": round(state["seconds"], 2), "tokens": state["totals"]["tokens"]}
         if (step + 1) % val_every == 0 or step + 1 == steps:
             row |= evaluate.quick(core, stage, val, fabric)
             model.train()
@@ -169,6 +160,22 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
             log.say(f"stopped at {stage} step {step + 1} of {steps}, saved in {run}. The same command goes on from here.")
             sys.exit(130 if fabric.is_global_zero else 0)                # a launcher kills its siblings when one of them fails
     log.say(f"{stage}: {steps} steps, {state['seconds'] / 60:.1f} min, " + plan.shares(state["totals"]))
+
+
+def update(core, optimizer, preset, step, steps):
+    """Gradients -> MuonClip -> QK-Clip -> router balance. Returns what the log should have of it."""
+    optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))
+    grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
+    if not torch.isfinite(grad_norm):
+        raise BadInput(f"step {step}: the loss or its gradient ({grad_norm.item()}) is not finite. The last checkpoint is intact; "
+                       "try --precision 32-true with another --run.")
+    optimizer.step()
+    team.share_statistics(core.language)                                 # max logits and expert loads, over processes
+    clip = qk_clip(core, preset.qk_clip)                                 # K2 Alg. 1, after the update
+    decaying = step > (1 - preset.decay_share) * steps
+    core.language.update_bias(0.0 if decaying else preset.balance_rate)              # DS3: 0 in the final stage
+    optimizer.zero_grad()
+    return {"grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"], **clip, **optimizer.measured()}
 
 
 def backward(fabric, model, shards, counts):

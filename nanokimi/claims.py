@@ -27,7 +27,7 @@ from scipy import stats
 from . import data, plan
 from .arms import Settings, preset_of
 from .checkpoint import finished, read_json, read_rows, write_json
-from .errors import BadInput, command
+from .errors import MOST_SEED, BadInput, command, number
 from .kernels import best_device
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
@@ -40,8 +40,8 @@ SMALL_RL = {"iterations": 2, "problems": 4, "pool": 24, "k": 2, "max-new": 12}
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------------------------
 
-def interval(values, level=0.95):
-    """(mean, low, high) of differences (seeds, problems), seeds and problems both being samples; low, high None where there is no spread.
+def interval(values):
+    """(mean, low, high), 95 %, of differences (seeds, problems), seeds and problems both being samples; low, high None where there is no spread.
 
     Variance of the mean = variance of the seeds' means / seeds + variance of the problems' means / problems (crossed random effects; what
     is left over counts twice, so the interval is a little wide), Student's t with Satterthwaite's degrees of freedom. With one seed only
@@ -49,18 +49,18 @@ def interval(values, level=0.95):
     """
     values = np.asarray(values, float)
     parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (values.mean(1), values.mean(0)) if len(means) > 1]
-    return t_interval(float(values.mean()), parts, level)
+    return t_interval(float(values.mean()), parts)
 
 
-def t_interval(mean, parts, level=0.95):
-    """(mean, low, high) from independent parts of its variance: [(variance, degrees of freedom)]."""
+def t_interval(mean, parts):
+    """(mean, low, high), 95 %, from independent parts of its variance: [(variance, degrees of freedom)]."""
     variance = sum(v for v, _ in parts)
     if not parts:
         return mean, None, None
     if variance == 0:
         return mean, mean, mean
     freedom = variance ** 2 / sum(v ** 2 / df for v, df in parts)
-    half = float(stats.t.ppf((1 + level) / 2, freedom) * variance ** 0.5)
+    half = float(stats.t.ppf(0.975, freedom) * variance ** 0.5)
     return mean, mean - half, mean + half
 
 
@@ -368,10 +368,10 @@ def judged(claim, folder):
 
 def line_of(d):
     """A difference as a row of a table."""
-    number = lambda x: "" if x is None else f"{x:+.3f}"
-    bounds = f"{number(d['low'])} to {number(d['high'])}" if d["low"] is not None else "none"
+    signed = lambda x: "" if x is None else f"{x:+.3f}"
+    bounds = f"{signed(d['low'])} to {signed(d['high'])}" if d["low"] is not None else "none"
     answer = {None: "", True: "yes", False: "no"}[holds(d["expect"], d["low"], d["high"])]
-    return (f"| {d['metric']} | {d['arm']} | {d['against']} | {number(d['difference'])} | {bounds} | {d['expect']} | {answer} | "
+    return (f"| {d['metric']} | {d['arm']} | {d['against']} | {signed(d['difference'])} | {bounds} | {d['expect']} | {answer} | "
             f"{len(d['seeds'])} x {d['problems']} |")
 
 
@@ -438,16 +438,17 @@ def arguments(argv=None):
     parser = argparse.ArgumentParser(description="Ask the papers' claims again, arm by arm and seed by seed.")
     add = parser.add_argument
     add("claims", nargs="*", help=f"which (default: all that have arms): {', '.join(c.name for c in CLAIMS if c.arms)}")
-    add("--seeds", type=int, nargs="+", default=list(SEEDS))
+    add("--seeds", type=number(int, 0, MOST_SEED), nargs="+", default=list(SEEDS))
     add("--base", default="runs/s{seed}", help="finished runs of train.py for the arms that begin from one; {seed} is filled in")
     add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
     add("--out", type=Path, default=ROOT / "results" / "claims.json")
-    add("--problems", type=int, default=500, help="a row of the exam")
-    add("--jobs", type=int, default=2 if best_device() == "cuda" else plan.cores(),
+    add("--problems", type=number(int, 2), default=500, help="a row of the exam")
+    add("--jobs", type=number(int, 1), default=2 if best_device() == "cuda" else plan.cores(),
         help="arms at a time, one thread each (default: as many as cores; 2 on a GPU)")
     add("--preset", choices=["nano", "micro"], default="nano", help="micro: to see that everything runs")
     add("--docs", action="store_true", help="only write docs/CLAIMS.md")
     args = parser.parse_args(argv)
+    args.out = args.out.resolve()
     if args.preset != "nano" and args.out == ROOT / "results" / "claims.json" and not args.docs:
         parser.error(f"--preset {args.preset} learns nothing, so its numbers are not published: give --out and --root")
     unknown = [name for name in args.claims if name not in BY_NAME or not BY_NAME[name].arms]
@@ -461,7 +462,7 @@ def settle(args):
     preset, path = preset_of(Settings(preset=args.preset)), args.root / "ledger.json"
     args.root.mkdir(parents=True, exist_ok=True)
     if not (args.root / "tokenizer" / "tokenizer.tiktoken").exists():
-        Tokenizer.train(data.corpus(6000), preset.model.language.vocab, preset.model.vision.patch).save(args.root / "tokenizer")
+        Tokenizer.train(data.corpus(preset.corpus), preset.model.language.vocab, preset.model.vision.patch).save(args.root / "tokenizer")
     if not path.exists():
         write_json(path, {"precision": plan.faster_precision()})
     args.precision = json.loads(path.read_text())["precision"]

@@ -86,7 +86,9 @@ class Preset:
     sft_length: int = 384           # a chat with a tool call is longer than a document
     sft_lr: float = 8e-4
     exam: int = 50                  # problems a row in train.py's own short evaluation
-    val_times: int = 8              # how often a stage asks val problems, its end included
+    val_times: int = 8              # how often a stage asks val problems, its end included ...
+    val_problems: int = 40          # ... a row
+    corpus: int = 6000              # documents that the tokenizer is trained on
     longctx_steps: int = 300        # --stage longctx; its rows are LONGER times as long as pre-training's
     longctx_documents: int = 48     # fewer than in pre-training where those would not fit a card
     longctx_lr: float = 1e-3
@@ -96,8 +98,8 @@ PRESETS = {
     "micro": Preset(ModelConfig(VisionConfig(dim=32, layers=2, heads=2, mlp=64),
                                 LanguageConfig(vocab=768, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8,
                                                dense_ffn=64, experts=4, expert_ffn=32)),
-                    minutes=1, train_share=0.6, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, longctx_steps=6,
-                    longctx_documents=24),
+                    minutes=1, train_share=0.6, documents=24, warmup=5, sft_steps=10, sft_documents=8, exam=8, val_problems=8,
+                    corpus=600, longctx_steps=6, longctx_documents=24),
     "nano": Preset(ModelConfig(VisionConfig(), LanguageConfig(vocab=1536)), minutes=20, documents=48, length=192),     # small logits
     # Ours, chosen with python -m nanokimi.memory and tried for 200 steps on a CPU only. K2's proportions: kv_lora = 4 nope, q_lora = 6 nope
     # (K2: 12), expert_ffn = dim / 3, no fewer than 32 experts; MoonViT's: mlp = 3.75 dim.

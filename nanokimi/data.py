@@ -112,7 +112,7 @@ def context_parts(problem, vision):
 
 
 def document(problems, rng, vision, most=3):
-    """One context and up to `most` questions about it; in most documents one of them is answered after reasoning, of counts most are. A
+    """One context and up to `most` questions about it; where there are enough of them one is answered after reasoning, of counts most are. A
     caption, where there is one to ask for, is asked for in half of the documents that would leave it out: it says most about the picture."""
     parts = context_parts(problems[0], vision)
     order = list(rng.permutation(len(problems)))
@@ -128,13 +128,13 @@ def document(problems, rng, vision, most=3):
 
 def thinks(problem, chosen, rng):
     """Whether a document reasons before this answer: always where it is a sum (those are not for guessing), mostly where things are
-    counted or a text says what is needed, never where a caption is asked for: it would be said twice."""
+    counted or a text says what is needed, never where a caption is asked for (it would be said twice) or nothing is to be said."""
     told = any(isinstance(part, str) for part in problem.context)
     if problem.verifier == "caption":
         return False
     if problem.ability == "counting" or told:
-        return rng.random() < ALOUD
-    return chosen or problem.ability == "reasoning" and problem.modality == "text"
+        return rng.random() < ALOUD and bool(problem.reasoning)
+    return bool(problem.reasoning) and (chosen or problem.ability == "reasoning" and problem.modality == "text")
 
 
 def wiki_document(rng, tokens):

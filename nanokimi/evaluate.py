@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 
 from . import data, plan, report
-from .checkpoint import need, read_rows, write_json
+from .checkpoint import need, read_json, read_rows, write_json
 from .engine import engine_of
 from .errors import MOST_THREADS, command, number
 from .kernels import best_device
@@ -171,10 +171,10 @@ def chat_rows(engine, split, number, known):
     rows["zv_acc_blind"] = accuracy("chat_picture", ask_chat(engine, exam.blind(problems["chat_picture"])))
     rows["zv_margin"] = rows["zv_acc"] - rows["zv_acc_blind"]
     rows["zv_response_tokens"] = float(np.mean([len(r.ids) for r in pictures]))
-    need, other = (ask_chat(engine, problems[name], tools=True) for name in ("tool_picture", "chat_picture"))
-    rows["zv_tool_rate_needed"], rows["zv_tool_rate_other"] = tool_rate(need), tool_rate(other)
+    needed, other = (ask_chat(engine, problems[name], tools=True) for name in ("tool_picture", "chat_picture"))
+    rows["zv_tool_rate_needed"], rows["zv_tool_rate_other"] = tool_rate(needed), tool_rate(other)
     rows["zv_tool_gap"] = rows["zv_tool_rate_needed"] - rows["zv_tool_rate_other"]
-    rows["zv_tool_acc"] = accuracy("tool_picture", need)
+    rows["zv_tool_acc"] = accuracy("tool_picture", needed)
     rows |= clustered("axb_capital_thinking", problems["flag_capital"], chat_answers(engine, problems["flag_capital"]), known)
     rows["caption_f1_after"] = mean_score(problems["caption"], ask_document(engine, problems["caption"]))
     return rows
@@ -207,7 +207,7 @@ THOUGHT = ("arithmetic", "count", "scene_text")                          # rows 
 QUICK["longctx"] = QUICK["pretrain"]                                     # what must not be forgotten; needles.py asks what was gained
 
 
-def quick_documents(stage, tokenizer, vision, number=40):
+def quick_documents(stage, tokenizer, vision, number):
     """[(row, Rendered)]: val problems with their true answers; rows of the SFT stage as chats, of pre-training as documents."""
     rng, out = np.random.default_rng(0), []
     for row in QUICK[stage]:
@@ -334,7 +334,7 @@ PARTS = ("unseen_pair", "illusion", "maze", "pixels", "specks", "digits")       
 
 def asked_in(name, number):
     """How many problems stand behind a row, where `number` are asked a row; None for a part of a row, and for what is pooled elsewhere."""
-    return None if name.endswith(PARTS) or "visual" in name else number * POOLED.get(name, 1)
+    return None if name.endswith(PARTS) or "visual" in name or name.startswith("rl_saving") else number * POOLED.get(name, 1)
 
 
 def over_seeds(cards, number, targets):
@@ -376,9 +376,9 @@ def bands(runs, shares=(0.125, 0.25, 0.5, 0.75, 1.0)):
 
 
 def sum_minutes(run, *stages):
-    """Wall clock minutes that these stages of the run took (all of them where none is named), from its metrics."""
+    """Wall clock minutes that these stages of the run took, from its metrics."""
     last = {row["stage"]: row["seconds"] for row in read_rows(run / "metrics.jsonl")}
-    return round(sum(last[stage] for stage in stages or last) / 60, 2)
+    return round(sum(last[stage] for stage in stages) / 60, 2)
 
 
 def exam_arguments(description, results, stage=False):
@@ -403,12 +403,12 @@ def exam_arguments(description, results, stage=False):
 def main():
     """Asks every run, prints its card, writes the results."""
     args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json"), stage=True), []
+    settings = [read_json(run / "run.json", "steps", "command") for run in args.runs] if args.out else []    # now, not after the exam
     for run in args.runs:
         cards.append(report_card(run, args.split, args.problems, stage=args.stage))
         print_card(cards[-1], args.problems, args.split)
     if args.out:
-        settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
-        write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run) for run in args.runs],
+        write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run, "pretrain", "sft") for run in args.runs],
                       over_seeds(cards, args.problems, TARGETS), split=args.split, steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
 
 

@@ -96,7 +96,7 @@ def main():
     """The command line."""
     args = exam_arguments("Compare the stages of runs in chat.", Path("results/rl.json"))
     for run in args.runs:
-        need(run, "sft", "rl")
+        need(run, *(STAGES if args.out else ("sft", "rl")))
     cards = [stages(run, args.split, args.problems) for run in args.runs]
     for card in cards:
         print_cards(card, args.problems, args.split)

@@ -139,8 +139,8 @@ def budgets_of(groups: list[Group], percentile: float = 30) -> dict:
 # ---- stages --------------------------------------------------------------------------------------------------------------------------------
 
 def own_answers(engine: Engine, number: int, seed: int) -> list:
-    """Problems on pictures and clips with thoughts and answers of the base itself, right ones (rejection sampling): like k1.5's warm-up, what
-    is taught has verified thoughts about pictures, too (2.2). With text alone, 300 steps forget what RL taught about clips."""
+    """Problems on pictures and clips with thoughts and answers of the base itself, right ones (rejection sampling): as in k1.5's warm-up,
+    thoughts that are taught are verified, and some are about pictures (k1.5 2.2). With text alone, 300 steps forget what RL taught about clips."""
     pool = [item for item in rollout.make_pool(2 * number, 1.0, seed + 2) if item.ability != "code"][:number]
     groups = rollout.sample(engine, pool, 4, LONGEST, (STREAM, seed, 10 ** 6))
     right = [(group.problem, right_ones(group)[0].response) for group in groups if any(group.right)]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from . import plan
 from .checkpoint import RELEASED, need, read_rows, write_json
 from .engine import engine_of
-from .errors import command
+from .errors import MOST_THREADS, command, number
 from .evaluate import BASE, ask_document, chat_answers, mean_score
 from .model import load
 from .world import exam
@@ -69,8 +69,8 @@ def main():
     parser = argparse.ArgumentParser(description="Write the checkpoints that come with the project.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=RELEASED)
-    parser.add_argument("--problems", type=int, default=40, help="a row of the card")
-    parser.add_argument("--threads", type=int, default=plan.cores())
+    parser.add_argument("--problems", type=number(int, 2), default=40, help="a row of the card")
+    parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     release(args.run, args.out, args.problems)

@@ -240,10 +240,10 @@ STAGES = [("tokenizer", "BPE on the world's text"), ("joint pre-training", "text
           ("zero-vision SFT", "text only"), ("joint RL", "text and vision, by ability"), ("long2short", "same accuracy, fewer tokens")]
 
 
-def stack_picture(path, config=ModelConfig()):
+def stack_picture(path):
     """The whole stack in one diagram: picture or clip -> MoonViT-3D -> merge and projector -> MoE language model, and the stages. Layer and
-    expert counts are those of `config`."""
-    fig, ax = canvas(11.6, 6.5)
+    expert counts are those of nano."""
+    (fig, ax), config = canvas(11.6, 6.5), ModelConfig()
     draw_inputs(ax)
     draw_encoder(ax, config.vision)
     draw_language(ax, config.language)

@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 import sample
 import train
-from nanokimi import checkpoint, data, errors, evaluate, gains, hf, learner, lengths, model, own, plan
+from nanokimi import checkpoint, claims, data, errors, evaluate, gains, hf, learner, lengths, model, needles, own, plan, release
 from nanokimi.config import PRESETS
 from nanokimi.media import MediaError, load_image, load_video
 from nanokimi.model import NanoKimi, load, save
 from nanokimi.tokenizer import Tokenizer
 
 MAINS = {"sample": sample.main, "train": train.main, "rl": rl.main, "evaluate": evaluate.main, "gains": gains.main, "lengths": lengths.main,
-         "hf": hf.main, "own": own.main}
+         "hf": hf.main, "own": own.main, "claims": claims.main, "needles": needles.main, "release": release.main}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -274,6 +274,14 @@ def test_options_that_cannot_be(says, good, tmp_path, command, arguments, words)
     assert files(good) == before
 
 
+@pytest.mark.parametrize("command, arguments, words", [
+    ("claims", ("--jobs", "0"), "want 1"), ("claims", ("--problems", "0"), "want 2"), ("release", ("--threads", "0", "x"), "want 1 to"),
+    ("claims", ("--preset", "micro", "--out", "results/claims.json"), "not published"), ("needles", ("--problems", "0", "x"), "want 2")])
+def test_options_of_what_measures(says, monkeypatch, command, arguments, words):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    assert words in says(command, *arguments)
+
+
 @pytest.mark.parametrize("command, arguments", [("sample", ("hi", "--run")), ("rl", ("--run",)), ("evaluate", ()), ("gains", ()), ("lengths", ()),
                                                 ("hf", ("export",)), ("train", ("--data", ".", "--run"))])
 def test_a_run_that_is_not_there(says, tmp_path, command, arguments):
@@ -494,6 +502,7 @@ def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
 def test_other_settings_do_not_continue(says, stopped):
     before = files(stopped)
     assert "was started with steps 3, not 4" in says("train", "--run", stopped, *TRAIN, "--steps", "4") and files(stopped) == before
+    assert "was started with seed 0, not 1" in says("train", "--run", stopped, *TRAIN, "--seed", "1") and files(stopped) == before
 
 
 def test_a_loss_that_is_no_number(says, stopped, tmp_path):

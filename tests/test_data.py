@@ -10,6 +10,7 @@ from nanokimi import data
 from nanokimi.config import VisionConfig
 from nanokimi.tokenizer import Rendered, Tokenizer
 from nanokimi.world import content, dense, draw, problems as world, scenes, tools
+from nanokimi.world.types import Problem
 
 VISION, LENGTH = VisionConfig(), 256
 
@@ -163,6 +164,12 @@ def test_thinking_is_short_and_long_and_corrects_itself():
     assert 0.1 < np.mean([t is None for t in thoughts]) < 0.35
     given = [t for t in thoughts if t]
     assert any("wait" in t for t in given) and any("plan" in t and "check" in t for t in given) and any("plan" not in t for t in given)
+
+
+def test_nothing_is_thought_where_there_is_nothing_to_think():
+    """Such an answer is a direct one, and read misled like any other."""
+    told, seen = (Problem("knowledge", "image", context, "what is it?", "red star") for context in (("picture 1: ",), ()))
+    assert not any(data.thinks(problem, True, np.random.default_rng(seed)) for problem in (told, seen) for seed in range(20))
 
 
 def test_the_smallest_step_has_pictures_in_every_shard(tokenizer):

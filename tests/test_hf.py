@@ -15,7 +15,7 @@ from nanokimi import data, hf
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.engine import Engine
 from nanokimi.model import NanoKimi, load, save
-from nanokimi.tokenizer import Tokenizer
+from nanokimi.tokenizer import Rendered, Tokenizer
 from nanokimi.vision import VisionClip, patchify, prepare_image, prepare_video
 
 transformers = pytest.importorskip("transformers", minversion="5.20")
@@ -386,7 +386,7 @@ def test_ten_steps_of_grpo_in_trl(text_folder, tmp_path):
     assert not torch.equal(before, trainer.model.model.layers[0].self_attn.o_proj.weight)
 
 
-def test_lm_evaluation_harness(text_folder, tmp_path, monkeypatch):
+def test_lm_evaluation_harness(text_folder, run, tmp_path, monkeypatch):
     """A local task of ours (sums as completions) in lm-evaluation-harness, network off."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -400,7 +400,16 @@ def test_lm_evaluation_harness(text_folder, tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
     model = HFLM(pretrained=str(text_folder), device="cpu", batch_size=2)
     out = lm_eval.simple_evaluate(model=model, tasks=[task], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0)
-    assert 0 <= out["results"]["sums"]["acc,none"] <= 1
+    ours, tokenizer = load(run / "sft"), Tokenizer.load(run / "tokenizer", 8)
+    said = [min(row["choices"], key=lambda choice: nats(ours, tokenizer, f"{row['question']} =", f" {choice}")) for row in rows]
+    assert out["results"]["sums"]["acc,none"] == pytest.approx(np.mean([choice == row["answer"] for choice, row in zip(said, rows)]))
+
+
+def nats(model, tokenizer, prompt, answer):
+    """Loss of an answer behind a prompt."""
+    ids, end = tokenizer.encode(prompt), tokenizer.encode(answer)
+    batch = data.to_batch([[Rendered(ids + end, [False] * len(ids) + [True] * len(end))]], len(ids + end), 0, 8)
+    return -model.target_logprobs(batch)[0].sum().item()
 
 
 def test_lora_of_peft_comes_back_through_import(folder, run, tmp_path):

@@ -15,15 +15,21 @@ from nanokimi.model import NanoKimi
 from nanokimi.muon import MuonClip
 from nanokimi.tokenizer import Tokenizer
 
-TEXT = list(data.corpus(1500))
 WIDE = ModelConfig(VisionConfig(dim=64, layers=1, heads=2, mlp=128),
                    LanguageConfig(vocab=1024, dim=256, layers=2, experts=16, top_k=4, expert_ffn=96, dense_ffn=512))
 SIZES = {"micro": replace(PRESETS["micro"], documents=8), "nano": replace(PRESETS["nano"], documents=8),
          "wide": replace(PRESETS["nano"], model=WIDE, documents=12)}
 
 
+TOKENIZERS = {}
+
+
 def tokenizer_of(preset):
-    return Tokenizer.train(TEXT, preset.model.language.vocab, preset.model.vision.patch)
+    """Trained once a vocabulary."""
+    size = preset.model.language.vocab, preset.model.vision.patch
+    if size not in TOKENIZERS:
+        TOKENIZERS[size] = Tokenizer.train(data.corpus(1500), *size)
+    return TOKENIZERS[size]
 
 
 def batch_of(preset, tokenizer):

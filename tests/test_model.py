@@ -427,14 +427,13 @@ def test_selection_bias_changes_who_is_chosen_never_the_weight(model):
     assert (router(x)[1] == 3).float().sum() < 150
 
 
-@pytest.mark.parametrize("experts, k, printed", [(64, 6, 2.446), (384, 8, 2.827)])
-def test_the_scale_of_the_gates_is_that_of_gaussian_logits(experts, k, printed):
+def test_the_scale_of_the_gates_is_that_of_gaussian_logits():
     """Moonlight: 1 / sqrt(sum p^2) for Gaussian logits. Theirs as printed; ours, about sqrt(top_k), within 1 %."""
     def scale(experts, k):
-        scores = torch.randn(100_000, experts, generator=torch.Generator().manual_seed(0)).sigmoid()
+        scores = torch.randn(5000, experts, generator=torch.Generator().manual_seed(0)).sigmoid()
         p = scores.topk(k, dim=1).values
         return (p / p.sum(1, keepdim=True)).square().sum(1).rsqrt().mean().item()
-    assert scale(experts, k) == pytest.approx(printed, rel=1e-3)
+    assert (scale(64, 6), scale(384, 8)) == (pytest.approx(2.446, rel=1e-3), pytest.approx(2.827, rel=1e-3))
     for preset in PRESETS.values():
         cfg = preset.model.language
         assert scale(cfg.experts, cfg.top_k) == pytest.approx(cfg.routed_scaling, rel=0.01)

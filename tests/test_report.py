@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from nanokimi import evaluate
-from nanokimi.config import ModelConfig
 from nanokimi.report import answers_picture, plot_run, running_mean, stack_picture, stage_spans, wilson_interval
 
 
@@ -74,7 +73,7 @@ def test_answers_picture(tmp_path):
 
 
 def test_stack_picture(tmp_path):
-    check_png(stack_picture(tmp_path / "stack.png", ModelConfig()))
+    check_png(stack_picture(tmp_path / "stack.png"))
 
 
 def test_wilson_interval():

@@ -119,16 +119,6 @@ def test_a_resumed_optimizer_is_where_the_model_is(tmp_path, uninterrupted, monk
     assert seen == [{fabric.device}]
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path):
-    run = tmp_path / "run"
-    first = start(run, "--steps", "400")
-    wait_for_step(run, 2)
-    output, _ = start(run, "--steps", "400").communicate(timeout=60)
-    assert "another training is at work" in output
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate(timeout=60)
-
-
 def test_two_processes_equal_one(tmp_path, uninterrupted):
     """Same shards, gradients summed: the same curve up to float addition order."""
     run = tmp_path / "two"
@@ -152,25 +142,6 @@ def test_ctrl_c_reaches_two_processes_and_both_stop_cleanly(tmp_path):
     assert process.returncode == 130 and output.count("goes on from here") == 1 and "Traceback" not in output
     saved = next((run / "pretrain").glob("step-*"))
     assert json.loads((saved / "state.json").read_text())["step"] == rows(run)[-1]["step"]
-
-
-def test_another_seed_is_another_run_and_the_old_one_is_protected(tmp_path, uninterrupted):
-    process = start(uninterrupted, "--seed", "1")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "was started with seed 0" in output
-
-
-def test_a_damaged_checkpoint_is_one_clear_sentence(tmp_path):
-    run = tmp_path / "run"
-    process = start(run)
-    wait_for_step(run, 3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    state = next((run / "pretrain").glob("step-*")) / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
-    process = start(run)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "delete that folder" in output and "Traceback" not in output
 
 
 def test_the_loss_falls(uninterrupted):

@@ -10,7 +10,7 @@ from .types import Image
 
 
 def crowd(rng, level, most=6):
-    """A scene of 1 to `most` things (2 at level 0) on a canvas of 32 to 56 pixels, mostly shapes: cheap colours and kinds."""
+    """A scene of 1 to `most` things (2 at level 0) on a canvas of 32 to 56 pixels (48 to 60 with a pictogram), mostly shapes: cheap colours and kinds."""
     kinds = sample_kinds(rng, int(rng.integers(1, 3 + round((most - 2) * level))), "train", IN_SCENES if rng.random() < 0.5 else ())
     return sample_scene(rng, "train", kinds=kinds, sides=(48, 60) if any(colour is None for colour, _ in kinds) else (32, 56))
 

@@ -20,7 +20,7 @@ LETTERS = 10                    # of a word of filler: longer ones are left out,
 # ---- text ------------------------------------------------------------------------------------------------------------------------------
 
 def code(rng, split):
-    """(sentence, question, answer): `the code of the red fox is 47.` Every split has animals of its own."""
+    """(sentence, question, answer): `the code of the red fox is 47.` Every split has pairs of colour and animal of its own."""
     while True:
         who = f"{rng.choice(list(draw.COLOURS))} {rng.choice(ANIMALS)}"
         if split_of_text(who) == split:

@@ -160,7 +160,7 @@ def asked(posed, modality, context, **meta):
 
 
 def picture_tool_problems(rng, split):
-    """A picture, a question that eyes cannot answer, the program that can. Exam (and RL) only: pre-training shows
+    """A picture, a question that eyes cannot answer, the program that can. For the exam, RL and the ledger's eyes: pre-training shows
     such pictures (`picture`), never these questions about them."""
     posed = POSES[rng.integers(len(POSES))](rng, split)
     return [asked(posed, "image", (Image(posed.pixels),))]
