@@ -119,6 +119,12 @@ def test_a_resumed_optimizer_is_where_the_model_is(tmp_path, uninterrupted, monk
     assert seen == [{fabric.device}]
 
 
+def test_cores_may_be_others_than_at_the_start(tmp_path):
+    args = SimpleNamespace(preset="micro", seed=0, minutes=None, steps=3, documents=None, precision="32-true", compile=False, threads=2, devices=1)
+    threads = [train.plan.settle(tmp_path, SimpleNamespace(**vars(args) | {"threads": given}))["threads"] for given in (2, None, 1, None)]
+    assert threads == [2, 2, 1, 2]
+
+
 def test_two_processes_equal_one(tmp_path, uninterrupted):
     """Same shards, gradients summed: the same curve up to float addition order."""
     run = tmp_path / "two"
