@@ -313,24 +313,21 @@ def hopeless(row, progress, patience=5):
                        "sometimes fails (python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 
 
-def shorten(args, run, source, folder, problems=768, documents=64, epochs=2, lr=1e-4):
+def shorten(args, run, source, folder, problems=768):
     """Shortest rejection sampling (k1.5 2.4): k samples of the stage `source` to problems that are mostly solved, supervised learning on the
     shortest right one. Writes the model into `folder`."""
-    engine = engine_of(run, load(source, best_device()).train())
-    pool = read_pool(source)
+    engine, pool = engine_of(run, load(source, best_device()).train()), read_pool(source)
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]
     items = [items[i] for i in rng.permutation(len(items))[:problems]]
     done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6), args.temperature)
-    chosen = long2short.shortest_correct(done, rng)
-    if not chosen:
+    if not any(any(group.right) for group in done):
         plan.say(f"shortest rejection sampling: no right response to learn from, so {folder} is not written.")
         return
-    Learner(engine.model, engine.tokenizer, muon(engine.model, lr)).imitate_all(chosen, documents, rng, epochs)
+    learner = Learner(engine.model, engine.tokenizer, muon(engine.model, 1e-4))
+    note = long2short.imitate_shortest(learner, done, rng, epochs=2, documents=64)
     team.once(save, engine.model, folder)
-    long = np.mean([group.lengths for group in done])
-    plan.say(f"shortest rejection sampling: {len(chosen)} of {len(done)} problems, shortest right response "
-             f"{np.mean([sum(doc.mask) for doc in chosen]):.0f} tokens, mean {long:.0f}. Saved in {folder}.")
+    plan.say(f"shortest rejection sampling: {note}. Saved in {folder}.")
 
 
 if __name__ == "__main__":

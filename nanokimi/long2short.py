@@ -98,7 +98,9 @@ def imitate_shortest(learner: Learner, groups: list[Group], rng, epochs: int = 3
     """Shortest rejection sampling: supervised learning on the shortest right response."""
     chosen = shortest_correct(groups, rng)
     learner.imitate_all(chosen, documents, rng, epochs)
-    return f"{len(chosen)} shortest responses; {len(groups) - len(chosen)} problems without a right one are left out"
+    tokens = np.mean([sum(document.mask) for document in chosen]) if chosen else np.nan
+    return (f"{len(chosen)} shortest responses of {tokens:.0f} tokens (all: {np.mean([group.lengths for group in groups]):.0f}); "
+            f"{len(groups) - len(chosen)} problems without a right one are left out")
 
 
 def prefer_shortest(learner: Learner, groups: list[Group], rng, beta: float = 0.1, pairs: int = 24, most: int = 3) -> str:
