@@ -113,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description="Needles by length and depth, before and after the context was extended.")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--split", choices=["val", "test"], default="val")
-    parser.add_argument("--problems", type=number(int, 2), default=20, help="a length and depth")
+    parser.add_argument("--problems", type=number(int, 1), default=20, help="a length and depth")
     parser.add_argument("--out", type=Path, help="write a results file, and the mean over runs as a picture beside it")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     args = parser.parse_args()

@@ -276,7 +276,7 @@ def test_options_that_cannot_be(says, good, tmp_path, command, arguments, words)
 
 @pytest.mark.parametrize("command, arguments, words", [
     ("claims", ("--jobs", "0"), "want 1"), ("claims", ("--problems", "0"), "want 2"), ("release", ("--threads", "0", "x"), "want 1 to"),
-    ("claims", ("--preset", "micro", "--out", "results/claims.json"), "not published"), ("needles", ("--problems", "0", "x"), "want 2")])
+    ("claims", ("--preset", "micro", "--out", "results/claims.json"), "not published"), ("needles", ("--problems", "0", "x"), "want 1")])
 def test_options_of_what_measures(says, monkeypatch, command, arguments, words):
     monkeypatch.chdir(Path(__file__).parent.parent)
     assert words in says(command, *arguments)
