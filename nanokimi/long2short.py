@@ -3,7 +3,7 @@
     python rl.py long2short                          all methods on the run that finished last, then the picture
     python rl.py long2short --method dpo --run DIR   one of them
 
-Stages of a run: `long` (thinks with plans, checks and corrections), `brief` (same base, same chats, the bare steps), and from these
+Stages of a run: `long` (plans, and looks again), `brief` (same base, same chats, the bare steps), and from these
 `l2s-merge`, `l2s-shortest`, `l2s-dpo`, `l2s-rl`, `l2s-toggle`, and `l2s-rigid`, which Toggle is compared with. Each is a stage like any other.
 """
 import argparse
@@ -151,7 +151,7 @@ def own_answers(engine: Engine, number: int, seed: int) -> list:
 
 def teach(learner: Learner, style: str, steps: int, seed: int, seen: list, texts: int = 24, pictures: int = 12) -> None:
     """Supervised learning on text chats that think in one style, and on some about what was `seen` (own_answers), retold in that style. The
-    chats themselves are the same for every style."""
+    chats themselves are the same for every style; how many of them is ours."""
     tokenizer, vision = learner.tokenizer, learner.model.config.vision
     learner.model.vision.requires_grad_(False), learner.model.projector.requires_grad_(False)
     for step in range(steps):

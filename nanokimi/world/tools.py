@@ -154,7 +154,7 @@ def picture(rng, split):
     return Image(POSES[rng.integers(len(POSES))](rng, split).pixels)
 
 
-def asked(posed, modality, context, **meta):
+def problem_of(posed, modality, context, **meta):
     """The problem of a posed picture; the tool has it as `img`."""
     return Problem("code", modality, context, posed.question, posed.answer, "i use python.", posed.verifier, posed.code, {"img": posed.pixels, **meta})
 
@@ -163,13 +163,13 @@ def picture_tool_problems(rng, split):
     """A picture, a question that eyes cannot answer, the program that can. For the exam, RL and the ledger's eyes: pre-training shows
     such pictures (`picture`), never these questions about them."""
     posed = POSES[rng.integers(len(POSES))](rng, split)
-    return [asked(posed, "image", (Image(posed.pixels),))]
+    return [problem_of(posed, "image", (Image(posed.pixels),))]
 
 
 def _img_tool_text(rng, split):
     """Text twin: the picture is only in the tool."""
     posed = POSES[rng.integers(len(POSES) - 1)](rng, split)
-    return asked(posed, "text", twin_context(posed, rng))
+    return problem_of(posed, "text", twin_context(posed, rng))
 
 
 def _list_tool(rng):
@@ -191,4 +191,4 @@ def tool_problems(rng, split):
 def crop_problems(rng):
     """Training only, and text only: a crop is asked for in words, and what it would show comes back in words, too, as in every twin."""
     posed = pose_detail(rng, "train")
-    return [asked(posed, "text", twin_context(posed, rng), returned=digits_said(posed.answer))]
+    return [problem_of(posed, "text", twin_context(posed, rng), returned=digits_said(posed.answer))]
