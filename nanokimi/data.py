@@ -264,12 +264,13 @@ def long_thinking(problem, rng):
 
 
 def checked_thinking(problem, rng):
-    """Long thinking whose length varies, for long2short: a plan, the steps, then none to two more looks (words and shares ours). A
-    sum's last step is looked at alone, as numbers far back are copied badly."""
+    """Long thinking whose length varies, for long2short: mostly a plan, the steps, then none to two more looks (words and shares ours): what
+    is never left out, no method can learn to leave out. A sum's last step is looked at alone, as numbers far back are copied badly."""
     sums = problem.question.removeprefix("what is ")[:1].isdigit()
     again = problem.reasoning.split(". ")[-1] if sums else problem.reasoning
+    plan = [ADD if sums else LOOK] if rng.random() < 2 / 3 else []
     looks = rng.choice(["check:", "wait, once more:"], rng.choice(3, p=(0.25, 0.5, 0.25)), p=(0.75, 0.25))
-    return " ".join([ADD if sums else LOOK, problem.reasoning, *(f"{look} {again}" for look in looks)])
+    return " ".join([*plan, problem.reasoning, *(f"{look} {again}" for look in looks)])
 
 
 def chat_messages(problem, rng, style=None):

@@ -190,7 +190,7 @@ def test_checked_thinking_ends_in_what_it_is_about():
     seen = {data.checked_thinking(problem, RNG(seed)) for seed in range(60)}
     looks = {thought.count("check:") + thought.count("wait, once more:") for thought in seen}
     assert looks == {0, 1, 2} and any("wait, once more" in thought for thought in seen)
-    assert all(thought.endswith("stars: 2.") and thought.startswith("plan:") for thought in seen)
+    assert {thought.partition(" ")[0] for thought in seen} == {"plan:", "from"} and all(thought.endswith("stars: 2.") for thought in seen)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------------------------
