@@ -13,7 +13,7 @@ import torch
 from nanokimi.checkpoint import RELEASED, finished, newest_stage
 from nanokimi.data import PYTHON_TOOL, prepared
 from nanokimi.engine import Engine, engine_of
-from nanokimi.errors import MOST_SEED, BadInput, first_words, number, sentence
+from nanokimi.errors import MOST_SEED, BadInput, command, first_words, number, sentence
 from nanokimi.media import load_image, load_video
 from nanokimi.model import load
 from nanokimi.rollout import MAX_NEW, MAX_TURNS
@@ -184,7 +184,7 @@ class Chat:
         return parts
 
 
-def command(chat: Chat, line: str) -> Chat | None:
+def obey(chat: Chat, line: str) -> Chat | None:
     """Carry out a /command: the chat to go on with, None to quit."""
     name, _, path = line.partition(" ")
     if name in ("/image", "/video"):
@@ -205,7 +205,7 @@ def interactive(chat: Chat) -> None:
         try:
             line = input("> ").strip()
             if line.startswith("/"):
-                chat = command(chat, line)
+                chat = obey(chat, line)
             elif line:
                 chat.ask(line)
         except (BadInput, OSError) as error:
@@ -216,29 +216,25 @@ def interactive(chat: Chat) -> None:
             return
 
 
-def main(arguments=None) -> int:
-    """Exit code: 0, or 2 for what the user can put right."""
+@command
+def main(arguments=None) -> None:
+    """The command line: one question, or a chat."""
     options = parse_arguments(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")                                # a pipe on Windows does not know every character
-    try:
-        engine, about = open_engine(chosen_run(options.run), options.device, options.stage)
-        write = writer(options.plain)
-        if not options.plain:
-            write(about + "\n", True)
-        chat = Chat(engine, options, write)
-        for path in options.image:
-            chat.add_image(path)
-        for path in options.video:
-            chat.add_video(path)
-        if options.prompt is not None and not options.prompt.strip():
-            raise BadInput("the question is empty: write one, or leave it out to chat")
-        chat.ask(options.prompt) if options.prompt else interactive(chat)
-    except (BadInput, OSError) as error:
-        print(f"sample.py: {sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
+    engine, about = open_engine(chosen_run(options.run), options.device, options.stage)
+    write = writer(options.plain)
+    if not options.plain:
+        write(about + "\n", True)
+    chat = Chat(engine, options, write)
+    for path in options.image:
+        chat.add_image(path)
+    for path in options.video:
+        chat.add_video(path)
+    if options.prompt is not None and not options.prompt.strip():
+        raise BadInput("the question is empty: write one, or leave it out to chat")
+    chat.ask(options.prompt) if options.prompt else interactive(chat)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -34,7 +34,6 @@ from .world.verify import score
 CLIPS = ("events", "clip")                                               # kinds of documents (data.PRETRAIN)
 QUESTIONS = ("clip", "scene", "counting", "naming", "ocr")
 VISUAL = (*CLIPS, "interleaved", "album", "handwriting", "caption", "boxes", "scene", "counting", "naming", "ocr")
-TOOL_ROWS = ("tool_text", "tool_picture")
 SAVE_EVERY = 60                 # seconds between checkpoints
 
 
@@ -271,7 +270,7 @@ def bits_per_byte(model, tokenizer, split, number):
 def chat_row(engine, row, split, number, eyes=False):
     """Scores by problem in chat with thinking, greedy; the tool where the row needs it, unless by `eyes`."""
     problems = exam.exam(row, split, number)
-    responses = evaluate.ask_chat(engine, problems, tools=row in TOOL_ROWS and not eyes)
+    responses = evaluate.ask_chat(engine, problems, tools=row in exam.TOOL_ROWS and not eyes)
     return [float(score(p, content_of(r))) for p, r in zip(problems, responses)]
 
 

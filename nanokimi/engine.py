@@ -51,6 +51,11 @@ class Response:
         self.sampled += [sampled] * len(ids)
         self.versions += [version] * len(ids)
 
+    @property
+    def written(self) -> int:
+        """Tokens that the model sampled itself: what length rewards and savings count."""
+        return sum(self.sampled)
+
     def own_logprobs(self) -> list[float]:
         """Of the tokens that the model sampled itself, in their order."""
         return [logprob for logprob, own in zip(self.logprobs, self.sampled) if own]

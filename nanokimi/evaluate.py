@@ -163,7 +163,8 @@ def chat_rows(engine, split, number, known):
     """
     rows, problems = {}, {name: exam.exam(name, split, number) for name in exam.ROWS}
     accuracy = lambda name, responses: mean_correct(problems[name], [content_of(r) for r in responses])
-    text = {name: accuracy(name, ask_chat(engine, problems[name], tools=name == "tool_text")) for name in ("arithmetic", "scene_text", "tool_text")}
+    text = {name: accuracy(name, ask_chat(engine, problems[name], tools=name in exam.TOOL_ROWS))
+            for name in ("arithmetic", "scene_text", "tool_text")}
     rows |= {f"text_{name}": value for name, value in text.items()}
     rows["text_acc"] = float(np.mean(list(text.values())))
     pictures = ask_chat(engine, problems["chat_picture"])

@@ -23,7 +23,7 @@ from .world import exam
 
 STAGES = ("sft", "rl", "short")                                          # folders of a run
 PICTURES = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture")
-TEXT = {"arithmetic": False, "scene_text": False, "tool_text": True}      # row -> whether the tool is declared
+TEXT = ("arithmetic", "scene_text", "tool_text")
 POSES = {"illusion": "which grey", "maze": "how many moves", "pixels": ("what are the values", "how many pixels"),
          "specks": "how many dark specks", "digits": "what number is written"}           # tool problems by how their question begins
 TARGETS = {"rl_visual_gain": ">=0.50", "rl_visual_margin_change": ">=0", "rl_tool_solved": ">=0.70", "rl_saving": ">=0.25",
@@ -37,13 +37,13 @@ def chat_rows(engine, split, number):
         problems = exam.exam(name, split, number)
         responses = ask_chat(engine, problems)
         rows[name] = mean_score(problems, [content_of(r) for r in responses])
-        lengths += [sum(r.sampled) for r in responses]
+        lengths += [r.written for r in responses]
         blind.append(mean_score(problems, chat_answers(engine, exam.blind(problems))))
     rows["visual"], rows["visual_blind"], rows["visual_tokens"] = (float(np.mean(values)) for values in
                                                                    ([rows[name] for name in PICTURES], blind, lengths))
-    for name, use_tools in TEXT.items():
+    for name in TEXT:
         problems = exam.exam(name, split, number)
-        rows[name] = mean_score(problems, chat_answers(engine, problems, use_tools))
+        rows[name] = mean_score(problems, chat_answers(engine, problems, name in exam.TOOL_ROWS))
     return rows | tool_rows(engine, split, number)
 
 

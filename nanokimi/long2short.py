@@ -37,11 +37,6 @@ STREAM = 11
 
 # ---- what is learned from samples --------------------------------------------------------------------------------------------------------
 
-def length(talk) -> int:
-    """Tokens that the model wrote in a response."""
-    return sum(talk.response.sampled)
-
-
 def right_ones(group: Group) -> list:
     """The responses of a finished group that are right."""
     return [talk for talk, right in zip(group.talks, group.right) if right]
@@ -52,8 +47,8 @@ def shortest(group: Group, rng):
     right = right_ones(group)
     if not right:
         return None
-    best = min(map(length, right))
-    equal = [talk for talk in right if length(talk) == best]
+    best = min(talk.response.written for talk in right)
+    equal = [talk for talk in right if talk.response.written == best]
     return equal[rng.integers(len(equal))]
 
 
@@ -68,9 +63,9 @@ def preferences(group: Group, rng) -> list[tuple]:
     chosen = shortest(group, rng)
     if chosen is None:
         return []
-    least = length(chosen)
-    rejected = [talk for talk, right in zip(group.talks, group.right) if (length(talk) >= 1.5 * least if right else length(talk) > least)]
-    return [(chosen, talk) for talk in rejected]
+    least = chosen.response.written
+    return [(chosen, talk) for talk, right in zip(group.talks, group.right)
+            if (talk.response.written >= 1.5 * least if right else talk.response.written > least)]
 
 
 def with_reference(talk) -> tuple[Rendered, float]:

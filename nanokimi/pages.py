@@ -42,4 +42,4 @@ def block(group, i, tokenizer):
         said = html.escape(tokenizer.decode([token for _, token in part if token != tokenizer.media_pad]))
         text += said if own else f"<span>{said}</span>"
     crops = "".join(picture(frame) for clip in response.clips for frame in clip.frames)
-    return f'<pre class="{"good" if reward >= 0.999 else "bad"}"><b>{reward:.2f}</b> · {sum(response.sampled)} tokens\n{text}</pre>{crops}'
+    return f'<pre class="{"good" if reward >= 0.999 else "bad"}"><b>{reward:.2f}</b> · {response.written} tokens\n{text}</pre>{crops}'

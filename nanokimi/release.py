@@ -22,8 +22,7 @@ from .world import exam
 
 STAGES = ("pretrain", "sft", "rl", "short")                              # in the order they were trained
 DOCUMENTS = ("caption_f1", "name_acc", "count_direct", "ocr_digit", "video_direction", "capital")     # asked of the base model
-CHATS = {"chat_picture": False, "name": False, "count": False, "direction": False, "arithmetic": False, "scene_text": False,
-         "tool_picture": True}                                           # asked of the other stages: row -> whether it has the tool
+CHATS = ("chat_picture", "name", "count", "direction", "arithmetic", "scene_text", "tool_picture")    # of the other stages
 
 
 def card(run, stage, number):
@@ -32,7 +31,7 @@ def card(run, stage, number):
     problems = {row: exam.exam(row, "val", number) for row in (*CHATS, *(BASE[name][0] for name in DOCUMENTS))}
     if stage == "pretrain":
         return {name: measure(problems[row], ask_document(engine, problems[row])) for name in DOCUMENTS for row, measure in [BASE[name]]}
-    return {row: mean_score(problems[row], chat_answers(engine, problems[row], tools)) for row, tools in CHATS.items()}
+    return {row: mean_score(problems[row], chat_answers(engine, problems[row], row in exam.TOOL_ROWS)) for row in CHATS}
 
 
 def halve(source, target):

@@ -104,7 +104,7 @@ class Group:
     @property
     def lengths(self) -> list[int]:
         """Tokens that the model wrote in each response."""
-        return [sum(response.sampled) for response in self.responses]
+        return [response.written for response in self.responses]
 
     @property
     def over(self) -> bool:

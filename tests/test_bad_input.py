@@ -68,12 +68,10 @@ def says(monkeypatch, capsys):
     """says(command, *arguments): the one sentence with which it ends; the exit code must be 2."""
     def run_it(command, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, arguments)])
-        try:
-            code = MAINS[command]()
-        except SystemExit as stop:
-            code = stop.code
+        with pytest.raises(SystemExit) as stop:
+            MAINS[command]()
         error = capsys.readouterr().err.strip()
-        assert code == 2, (code, error)
+        assert stop.value.code == 2, (stop.value.code, error)
         sentence = error.splitlines()[-1] if error.startswith("usage:") else error
         assert sentence and "\n" not in sentence and "Traceback" not in sentence and "[Errno" not in sentence, sentence
         return sentence
@@ -193,9 +191,9 @@ def test_a_folder_of_frames_that_is_none(says, good, tmp_path, frames, words):
 
 @pytest.mark.parametrize("mode, size", [("RGB", (1, 1)), ("L", (1, 3000)), ("RGB", (20000, 1)), ("I;16", (9, 7)), ("F", (9, 7)), ("CMYK", (9, 7)),
                                         ("1", (9, 7)), ("LA", (9, 7))])
-def test_odd_pictures_are_answered(good, tmp_path, capsys, mode, size):
+def test_odd_pictures_are_answered(good, tmp_path, mode, size):
     Image.new(mode, size).save(tmp_path / "a.tif")
-    assert sample.main([*ASK, "--run", str(good), "--image", str(tmp_path / "a.tif")]) == 0
+    sample.main([*ASK, "--run", str(good), "--image", str(tmp_path / "a.tif")])
 
 
 MEDIA = {"a.png": encoded(), "a.jpg": encoded("JPEG"), "a.gif": encoded("GIF", 3), "a.webp": encoded("WEBP", 3), "a.tif": encoded("TIFF"),

@@ -12,6 +12,7 @@ from test_rollout import ENGINE, ITEMS, TOK, engine, finished
 import rl
 import sample as chat
 from nanokimi import data, hf, lengths, long2short
+from nanokimi.engine import Response
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import budgets_of, merge, preferences, shortest, within_budget
 from nanokimi.policy import dpo
@@ -24,7 +25,7 @@ RNG = lambda seed=0: np.random.default_rng(seed)
 
 def group(*responses):
     """(tokens, reward) of each response."""
-    talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
+    talks = [SimpleNamespace(response=Response(sampled=[True] * n + [False] * 3)) for n, _ in responses]     # forced tokens do not count
     rewards = [r for _, r in responses]
     return Group(None, talks, False, Item("a", "text", 1), rewards, [r == 1.0 for r in rewards])
 
@@ -211,8 +212,10 @@ def shortened(base):
 def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypatch):
     for stage in lengths.STAGES:
         assert json.loads((shortened / stage / "long2short.json").read_text())["note"]
-    assert chat.main(["hi", "--run", str(shortened), "--stage", "l2s-dpo", "--plain", "--max-new", "3"]) == 0
-    assert chat.main(["hi", "--run", str(shortened), "--stage", "none", "--plain"]) == 2 and "no trained model" in capsys.readouterr().err
+    chat.main(["hi", "--run", str(shortened), "--stage", "l2s-dpo", "--plain", "--max-new", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        chat.main(["hi", "--run", str(shortened), "--stage", "none", "--plain"])
+    assert "no trained model" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["rl.py", "--run", str(shortened), "--start", "l2s-merge", "--name", "after", "--iterations", "1", "--pool", "28",
                                       "--problems", "4", "--k", "2", "--max-new", "4", "--threads", "1"])
     rl.main()

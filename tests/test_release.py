@@ -27,7 +27,7 @@ def test_answers_as_recorded(stage):
 
 def test_a_clone_without_a_run_is_served_by_them(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert sample.main(["what is 12 + 5?"]) == 0
+    sample.main(["what is 12 + 5?"])
     said = capsys.readouterr().out
     assert "checkpoints" in said and said.split()[-1] == "17"
     assert newest_stage(RELEASED).name == "rl", "of a clone's files none is newer: the card's order counts"

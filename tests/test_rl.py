@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 from nanokimi import data, gains, learner, pages, rollout
 from nanokimi.config import PRESETS
-from nanokimi.engine import Conversation
+from nanokimi.engine import Conversation, Response
 from nanokimi.errors import BadInput
 from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi, load, save
@@ -219,7 +219,7 @@ def test_no_step_without_a_difference(monkeypatch, base):
 
 
 def test_length_penalty_waits_and_then_counts(monkeypatch, base):
-    talks = [SimpleNamespace(response=SimpleNamespace(sampled=[True] * n)) for n in (4, 8, 6)]
+    talks = [SimpleNamespace(response=Response(sampled=[True] * n)) for n in (4, 8, 6)]
     group = rollout.Group(None, talks, False, rewards=[1.0, 1.0, 0.0], right=[True, True, False])
     assert rollout.with_length(group, 0.0) == [1.0, 1.0, 0.0]
     assert rollout.with_length(group, 0.2) == pytest.approx([1.1, 0.9, 0.0])

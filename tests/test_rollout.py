@@ -140,10 +140,10 @@ def test_old_log_probabilities_are_those_of_the_targets():
     training, = batches
     with torch.no_grad():
         new, _ = ENGINE.model.target_logprobs(training.batch)
-    assert len(new) == sum(sum(r.sampled) for g in groups for r in g.responses)
+    assert len(new) == sum(r.written for g in groups for r in g.responses)
     assert np.allclose(new.numpy(), training.old, atol=2e-4)
     lengths = np.bincount(training.owner, minlength=9)
-    assert lengths.tolist() == [sum(r.sampled) for g in groups for r in g.responses]
+    assert lengths.tolist() == [r.written for g in groups for r in g.responses]
     assert training.reward.tolist() == pytest.approx([0.1, 0.5, 0.9] * 3) and training.baseline.tolist() == pytest.approx([0.5] * 9)
 
 

@@ -228,7 +228,7 @@ def test_huge_animations_are_refused(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- the script
 
 def test_one_question(run, png, capsys):
-    assert sample.main(["what colour?", "--run", str(run), "--image", png, "--plain", "--max-new", "8", "--instant"]) == 0
+    sample.main(["what colour?", "--run", str(run), "--image", png, "--plain", "--max-new", "8", "--instant"])
     first = capsys.readouterr().out
     assert first.strip()
     sample.main(["what colour?", "--run", str(run), "--image", png, "--plain", "--max-new", "8", "--instant"])
@@ -236,7 +236,7 @@ def test_one_question(run, png, capsys):
 
 
 def test_first_line_tells_what_it_knows(run, tmp_path, capsys):
-    assert sample.main(["which way?", "--run", str(run), "--video", gif(tmp_path / "a.gif"), "--max-new", "4", "--temperature", "1"]) == 0
+    sample.main(["which way?", "--run", str(run), "--video", gif(tmp_path / "a.gif"), "--max-new", "4", "--temperature", "1"])
     line = capsys.readouterr().out.splitlines()[0]
     assert "/sft" in line and "It knows" in line
 
@@ -246,7 +246,8 @@ def test_first_line_tells_what_it_knows(run, tmp_path, capsys):
     (["x", "--device", "nonsense"], "no device nonsense"), (["x " * 3000], "no room in a context"),
 ])
 def test_mistakes_exit_with_2(run, capsys, arguments, message):
-    assert sample.main([*arguments, *([] if "--run" in arguments else ["--run", str(run)])]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([*arguments, *([] if "--run" in arguments else ["--run", str(run)])])
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -266,7 +267,7 @@ def test_interactive_chat(run, png, tmp_path, monkeypatch, capsys):
     lines = iter(["hello?", f"/image {png}", "what?", f"/video {gif(tmp_path / 'a.gif')}", "and now?", "/image none.png", "/dance", "",
                   "/new", "again?", "/quit"])
     monkeypatch.setattr(builtins, "input", lambda _: next(lines))
-    assert sample.main(["--run", str(run), "--plain", "--max-new", "3"]) == 0
+    sample.main(["--run", str(run), "--plain", "--max-new", "3"])
     out = capsys.readouterr().out
     assert "no such file: none.png" in out and "unknown command /dance" in out
     assert next(lines, None) is None
@@ -276,7 +277,7 @@ def test_end_of_input_ends_the_chat(run, monkeypatch):
     def closed(_):
         raise EOFError
     monkeypatch.setattr(builtins, "input", closed)
-    assert sample.main(["--run", str(run), "--plain"]) == 0
+    sample.main(["--run", str(run), "--plain"])
 
 
 def chat_with(run, *texts, tools=False):
@@ -376,5 +377,6 @@ def test_a_pipe_that_does_not_know_every_character(monkeypatch):
         sample.writer(plain=True)("\ufffd \u597d")
         raise BadInput("enough")
     monkeypatch.setattr(sample, "open_engine", answer)
-    assert sample.main(["hello"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        sample.main(["hello"])
     assert pipe.buffer.getvalue() == b"? ?"

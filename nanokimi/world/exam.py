@@ -77,6 +77,7 @@ ROWS = {
     "chat_picture": _chat_picture,
     "tool_picture": lambda rng, split: tools.picture_tool_problems(rng, split)[0],
 }
+TOOL_ROWS = ("tool_text", "tool_picture")                                # asked with Python declared
 
 
 @lru_cache(maxsize=None)
