@@ -220,8 +220,11 @@ def test_qk_clip_scales_the_logits_of_hot_heads_exactly(monkeypatch):
         assert (attn.max_logits <= tau * 1.0001).all()
     edited = {name for name, p in model.named_parameters() if not torch.equal(p, weights[name])}
     assert edited <= {f"language.layers.{i}.attn.{w}.weight" for i in (0, 1) for w in ("q_b", "kv_b")}     # kv_a (k_rope) untouched
-    rows = lambda weight: weight.view(3, 16, 16)[:, 8:]                        # V rows of kv_b
-    assert torch.equal(rows(attentions[0].kv_b.weight), rows(weights["language.layers.0.attn.kv_b.weight"]))
+    before, gamma = (weights[f"language.layers.0.attn.{name}.weight"] for name in ("q_b", "kv_b")), gammas[0][:, None, None]
+    q, kv = ([p.view(3, -1, 16) for p in pair] for pair in zip(before, (attentions[0].q_b.weight, attentions[0].kv_b.weight)))
+    for old, new in (q, kv):
+        assert torch.allclose(new[:, :8], old[:, :8] * gamma.sqrt())            # W_qc and W_kc share it
+    assert torch.allclose(q[1][:, 8:], q[0][:, 8:] * gamma) and torch.equal(kv[1][:, 8:], kv[0][:, 8:])        # W_qr has all of it, V none
 
 
 def test_qk_clip_below_tau_edits_nothing_and_wants_a_forward_first(monkeypatch):

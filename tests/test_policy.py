@@ -99,6 +99,14 @@ def test_k25_masks_either_sign_outside_the_window_but_still_pulls_back(log_ratio
     assert gradient(k25(s, tau=0.1), new)[0].item() == pytest.approx(expected)
 
 
+def test_k25_squares_token_by_token():
+    """T1. Log-ratios that cancel in the sum over a response are pulled back all the same; k1.5's square sees nothing of them."""
+    new = torch.tensor([0.3, -0.3, 0.0], dtype=torch.double, requires_grad=True)
+    s = samples(new, torch.zeros(3, dtype=torch.double), torch.tensor([0.5, 0.5], dtype=torch.double), [0, 0, 1])
+    assert gradient(k25(s, tau=0.1), new).tolist() == pytest.approx([0.02, -0.02, 0.0])
+    assert gradient(k15(s, tau=0.1), new).tolist() == pytest.approx([0.0] * 3)
+
+
 def test_grpo_is_what_the_others_are_not():
     """PPO's clip keeps the gradient on one side; the spread is divided away; every response weighs the same."""
     new = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.double, requires_grad=True)
@@ -143,6 +151,7 @@ def test_toggle():
     assert toggle(rewards, lengths, 20.0, 0, 5, 0.5) == [1.0, 0.0, 0.0] == toggle(rewards, lengths, 20.0, 14, 5, 0.5)
     assert toggle(rewards, lengths, 20.0, 5, 5, 0.5) == rewards                 # phase 1
     assert toggle(rewards, lengths, 20.0, 0, 5, 0.9) == rewards == toggle(rewards, lengths, None, 0, 5, 0.5)
+    assert toggle([1.0, 1.0], [20, 21], 20.0, 0, 5, 1.0) == [1.0, 0.0]          # the budget itself and a mean of lambda itself
 
 
 def test_mismatch_by_hand():

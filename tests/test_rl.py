@@ -101,6 +101,20 @@ def test_k15_begins_every_iteration_with_a_fresh_optimizer(base, objective, fres
     assert known[2] == (0 if fresh else known[1])
 
 
+def test_success_is_tracked_and_the_curriculum_widens(monkeypatch, base):
+    """T6: s_i comes from what was sampled; half of the curriculum lets in 0.2 + 0.8 / 2 of the pool."""
+    monkeypatch.setattr(rollout, "reward", luck)
+    monkeypatch.setattr(rollout.verify, "correct", lambda *_: True)
+    known = [item.success for item in rl.read_pool(call(monkeypatch, base, "tracked", "--iterations", "2"))]
+    assert set(known) <= {0.5, 0.75, 0.875} and known.count(0.75) + 2 * known.count(0.875) == 12, "two iterations of six problems, all solved"
+    shares = []
+    monkeypatch.setattr(rollout, "choose", lambda pool, number, rng, easiest, prioritised: shares.append(easiest) or [])
+    args = SimpleNamespace(iterations=8, curriculum=0.5, seed=0, problems=4, uniform=False, k=2, max_new=4)
+    for step in (0, 2, 4, 7):
+        rl.new_groups(args, None, rl.Progress([], step))
+    assert shares == pytest.approx([0.2, 0.6, 1.0, 1.0])
+
+
 def test_a_bf16_rollout_copy_reports_its_mismatch(monkeypatch, base):
     monkeypatch.setattr(rollout, "reward", luck)
     shared, copied = (rows(call(monkeypatch, base, f"rollout-{precision}", "--rollout", precision, "--iterations", "2"))

@@ -8,6 +8,7 @@ import torch
 from nanokimi import rollout
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.engine import Engine, Response
+from nanokimi.learner import Learner, muon
 from nanokimi.model import NanoKimi
 from nanokimi.policy import Samples, k25
 from nanokimi.rollout import Item, choose, freeze, make_pool, micro_batches, reward, start, thaw
@@ -28,9 +29,9 @@ ENGINE = engine()
 ITEMS = [Item("perception", "image", 1), Item("reasoning", "text", 2), Item("video", "video", 3)]
 
 
-def finished(items=ITEMS, k=3, max_new=10):
+def finished(items=ITEMS, k=3, max_new=10, temperature=1.0):
     groups = [start(ENGINE, item, k, max_new, (5, n)) for n, item in enumerate(items)]
-    done, rest = rollout.carry_on(ENGINE, groups, 1.0)
+    done, rest = rollout.carry_on(ENGINE, groups, temperature)
     assert not rest
     return done
 
@@ -145,6 +146,14 @@ def test_old_log_probabilities_are_those_of_the_targets():
     lengths = np.bincount(training.owner, minlength=9)
     assert lengths.tolist() == [r.written for g in groups for r in g.responses]
     assert training.reward.tolist() == pytest.approx([0.1, 0.5, 0.9] * 3) and training.baseline.tolist() == pytest.approx([0.5] * 9)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_learning_begins_at_the_log_probabilities_that_sampled(temperature):
+    """T15: at the temperature of sampling, before any step, no token's ratio differs from 1."""
+    model = engine().model.train()
+    learner = Learner(model, TOK, muon(model, 1e-4), temperature=temperature)
+    assert learner.update(finished(temperature=temperature), [[0.1, 0.5, 0.9]] * 3, 0)["mismatch_max"] < 5e-4
 
 
 def test_micro_batches_keep_groups_whole_and_add_up():
