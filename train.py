@@ -173,7 +173,7 @@ def update(core, optimizer, preset, step, steps):
     team.share_statistics(core.language)                                 # max logits and expert loads, over processes
     clip = qk_clip(core, preset.qk_clip)                                 # K2 Alg. 1, after the update
     decaying = step > (1 - preset.decay_share) * steps
-    core.language.update_bias(0.0 if decaying else preset.balance_rate)              # DS3: 0 in the final stage
+    core.language.update_bias(0.0 if decaying else preset.balance_rate)              # DS3: 0 in its last stage, 3 % of the tokens
     optimizer.zero_grad()
     return {"grad_norm": grad_norm.item(), "lr": optimizer.param_groups[0]["lr"], **clip, **optimizer.measured()}
 

@@ -102,7 +102,7 @@ PRESETS = {
                     corpus=600, longctx_steps=6, longctx_documents=24),
     "nano": Preset(ModelConfig(VisionConfig(), LanguageConfig(vocab=1536)), minutes=20, documents=48, length=192),     # small logits
     # Ours, chosen with python -m nanokimi.memory and tried for 200 steps on a CPU only. K2's proportions: kv_lora = 4 nope, q_lora = 6 nope
-    # (K2: 12), expert_ffn = dim / 3, no fewer than 32 experts; MoonViT's: mlp = 3.75 dim.
+    # (K2: 12), expert_ffn about dim / 3 (K2: 3.5), no fewer than 32 experts; MoonViT's: mlp = 3.75 dim.
     "laptop": Preset(ModelConfig(VisionConfig(dim=256, layers=6, heads=4, mlp=960),
                                  LanguageConfig(vocab=2048, dim=384, layers=8, heads=12, q_lora=192, kv_lora=128, dense_ffn=1024,
                                                 experts=32, top_k=4, expert_ffn=128, routed_scaling=2.0)),

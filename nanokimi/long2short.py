@@ -30,7 +30,7 @@ MATTERS = {"merge": (), "shortest": ("problems", "lr"), "dpo": ("problems", "lr"
            "toggle": ("problems", "lr", "iterations", "phase"), "rigid": ("problems", "lr", "iterations")}       # options of each method
 METHODS = tuple(MATTERS)
 STYLES = ("long", "brief")
-K = 8                           # samples a problem, as in the paper
+K = 8                           # samples a problem: k1.5's for rejection sampling; for the other methods not disclosed: ours
 LONGEST = 400                   # tokens of a response of the long model
 STREAM = 11
 

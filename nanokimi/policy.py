@@ -41,7 +41,7 @@ WINDOW = (0.5, 2.0)             # of the ratio, K2.5 Eq. 1; not disclosed: ours
 
 def mismatch(log_ratio: torch.Tensor) -> dict:
     """How far the policy that learns is from the one that sampled, from log(pi_learner / pi_sampler) (N,) of the sampled tokens: mean and
-    largest size, share of tokens outside of K2.5's window, and an estimate of KL(sampler || learner), mean(ratio - 1 - log ratio), which
+    largest size, share of tokens outside of WINDOW, and an estimate of KL(sampler || learner), mean(ratio - 1 - log ratio), which
     is never negative. All 0 for no tokens."""
     if not len(log_ratio):
         return {"mismatch": 0.0, "mismatch_max": 0.0, "mismatch_outside": 0.0, "mismatch_kl": 0.0}

@@ -7,7 +7,7 @@ The encoder reads a picture of any size as a row of patches. Attention does not 
 by angles that grow with the place: half of the pairs of numbers turn with x, half with y.
 
 Predict first:
-1. A picture of 6 x 4 patches: which rows of patchify's output are neighbours of row 7, left, right, above and below?
+1. A picture that is 6 patches wide and 4 high: which rows of patchify's output are neighbours of row 7, left, right, above and below?
 2. If every patch moves two to the right, what happens to the products of queries and keys?
 3. Which pairs of numbers of a query tell two patches of the same column apart?
 """

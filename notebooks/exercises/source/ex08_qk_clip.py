@@ -2,8 +2,8 @@
 
 Paper: K2 (arXiv 2507.20534), 2.1 and algorithm 1. In nanokimi: nanokimi/muon.py, `qk_clip`, `clip_heads`.
 
-Under Muon some heads' logits can grow without end. After the optimizer's step, each head whose largest logit was above tau has its weights
-scaled, so that the same inputs would give tau. The forward pass is never touched.
+Under Muon some heads' logits can grow without end. After the optimizer's step, each head whose largest logit in the step's forward was above
+tau has its weights scaled, so that the same inputs would give tau, but for what the step itself changed. The forward pass is never touched.
 
 Predict first:
 1. A logit is q_nope . k_nope + q_rope . k_rope. Which of the four may be scaled for one head without changing the others?
