@@ -135,6 +135,8 @@ def rows_of(card: dict, best: str) -> dict:
            "long_half_drop": long.accuracy - together(card["caps"][0.5]).accuracy}
     if set(card["more"]) == {"l2s-toggle", "l2s-rigid"}:
         out |= lift_gap(card)
+    for stage in (f"l2s-{method}" for method in METHODS if f"l2s-{method}" in all_of):
+        out |= paired(f"{stage}_vs_long", gained(all_of[stage], long)) | paired(f"{stage}_vs_brief", gained(all_of[stage], brief))
     for stage, answers in all_of.items():
         out |= {f"{stage}_acc": answers.accuracy, f"{stage}_tokens": answers.length}
         out |= {f"{stage}_{row}": rows.accuracy for row, rows in card["stages"][stage].items()}
@@ -143,18 +145,23 @@ def rows_of(card: dict, best: str) -> dict:
     return out
 
 
-def lift_gap(card: dict, draws: int = 2000) -> dict:
-    """What more tokens give to Toggle's model, less what they give to the rigid one, with a 95 % bootstrap interval over problems."""
-    lifts = []
-    for stage in ("l2s-toggle", "l2s-rigid"):
-        more, plain = together(card["more"][stage]), together(card["stages"][stage])
-        lifts.append(np.array(more.hits, float) - np.array(plain.hits, float))
-    gaps = lifts[0] - lifts[1]                                           # (problems,) paired
+def gained(answers: Answers, other: Answers) -> np.ndarray:
+    """(problems,) 1 where only these answers are right, -1 where only the others are, else 0."""
+    return np.array(answers.hits, float) - np.array(other.hits, float)
+
+
+def paired(name: str, gaps: np.ndarray, draws: int = 2000) -> dict:
+    """The mean of differences by problem as a row, and its 95 % bootstrap interval over problems as two more."""
     rng = np.random.default_rng(0)
     means = gaps[rng.integers(len(gaps), size=(draws, len(gaps)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"toggle_lift_gap": float(gaps.mean()), "toggle_lift_gap_low": float(low), "toggle_lift_gap_high": float(high),
-            "toggle_lift": float(lifts[0].mean()), "rigid_lift": float(lifts[1].mean())}
+    return {name: float(gaps.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def lift_gap(card: dict) -> dict:
+    """What more tokens give to Toggle's model, less what they give to the rigid one."""
+    toggle, rigid = (gained(together(card["more"][stage]), together(card["stages"][stage])) for stage in ("l2s-toggle", "l2s-rigid"))
+    return paired("toggle_lift_gap", toggle - rigid) | {"toggle_lift": float(toggle.mean()), "rigid_lift": float(rigid.mean())}
 
 
 # ---- showing ---------------------------------------------------------------------------------------------------------------------------------
