@@ -321,10 +321,11 @@ million times larger: a claim that does not show here is not refuted, and one th
 
 **How to read it.** A difference is the first arm less the second, paired by seed and by problem (test split), with its 95 % interval over
 seeds and problems (`claims.interval`: crossed random effects, Student's t). Differences of rows that `results/nano.json` and `rl.json` keep
-without their answers count as unpaired, which is wider. What would reproduce a claim was written down before the arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**: some do; **not at this scale**:
-none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that would decide it. Without an
-interval there is no yes. With one seed an interval knows nothing of luck between runs. Settings are those of `nanokimi/arms.py` and
-options of `rl.py`; steps 0: begins from a finished run.
+without their answers count as unpaired, which is wider; `long2short.json` keeps paired gains, against which stands 0. What would reproduce a
+claim was written down before the arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**:
+some do; **not at this scale**: none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that
+would decide it. Without an interval there is no yes. With one seed an interval knows nothing of luck between runs. Settings are those of
+`nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run.
 """
 
 

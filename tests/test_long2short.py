@@ -270,6 +270,16 @@ def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
     assert len(answers.hits) == 3 and max(answers.tokens) <= 6              # five tokens of thinking, and </think>
 
 
+def test_gains_are_paired_by_problem():
+    """Both right or both wrong says nothing; the interval is that of the mean, which does not know how often both were right."""
+    first, second = lengths.Answers([True] * 60 + [False] * 40), lengths.Answers([True] * 40 + [False] * 60)
+    gaps = lengths.gained(first, second)
+    assert gaps.tolist() == [0.0] * 40 + [1.0] * 20 + [0.0] * 40 and lengths.gained(second, first).tolist() == (-gaps).tolist()
+    row = lengths.paired("gain", gaps)
+    half = 1.96 * gaps.std() / len(gaps) ** 0.5
+    assert row["gain"] == 0.2 and [row["gain_low"], row["gain_high"]] == pytest.approx([0.2 - half, 0.2 + half], abs=0.015)
+
+
 def test_best_saves_most_among_those_that_keep_accuracy():
     make = lambda hits, tokens: {"row": lengths.Answers([True] * hits + [False] * (100 - hits), [tokens] * 100)}
     stages = {"long": make(80, 100), "brief": make(70, 50), "l2s-merge": make(79, 70), "l2s-dpo": make(78, 60), "l2s-rl": make(77, 40)}
