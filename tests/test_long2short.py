@@ -271,7 +271,7 @@ def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
 
 
 def test_gains_are_paired_by_problem():
-    """Both right or both wrong says nothing; the interval is that of the mean, which does not know how often both were right."""
+    """Problems that both solve, or neither, count as 0; the interval is about that of a normal mean."""
     first, second = lengths.Answers([True] * 60 + [False] * 40), lengths.Answers([True] * 40 + [False] * 60)
     gaps = lengths.gained(first, second)
     assert gaps.tolist() == [0.0] * 40 + [1.0] * 20 + [0.0] * 40 and lengths.gained(second, first).tolist() == (-gaps).tolist()
