@@ -267,6 +267,18 @@ def bits_per_byte(model, tokenizer, split, number):
     return [loss / math.log(2) / len(text.encode()) for loss, text in zip(nats, texts)]
 
 
+def told_row(model, tokenizer, row, split, number):
+    """By problem of an exam row in chat without thinking: the nats a token of its true answer that its own picture saves, against the
+    picture of another problem. 0 where pictures are ignored, and above it long before an answer is right."""
+    def chat(problem):
+        user, answer = question_content(problem, model.config.vision), f" {problem.answer}"
+        return tokenizer.render_chat([{"role": "user", "content": user}, {"role": "assistant", "content": answer}], thinking=False)
+    problems = exam.exam(row, split, number)
+    _, own_nats, targets = read(model, tokenizer, [chat(p) for p in problems])
+    _, blind_nats, _ = read(model, tokenizer, [chat(p) for p in exam.blind(problems)])
+    return [(blind - seen) / n for blind, seen, n in zip(blind_nats, own_nats, targets)]
+
+
 def chat_row(engine, row, split, number, eyes=False):
     """Scores by problem in chat with thinking, greedy; the tool where the row needs it, unless by `eyes`."""
     problems = exam.exam(row, split, number)
@@ -299,6 +311,8 @@ def measure(run, s, wanted, split, number):
                 out |= {f"{name} {row}": v for name, v in documents_row(models("pretrain"), tokenizer, row, split, number).items()}
         elif kind == "bits":
             out[f"bits {row}"] = bits_per_byte(models(last), tokenizer, split, number)
+        elif kind == "told":
+            out[f"told {row}"] = told_row(models(last), tokenizer, row, split, number)
         elif kind == "log":
             out[f"log {row}"] = from_log(run, row)
         else:

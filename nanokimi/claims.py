@@ -130,7 +130,7 @@ def folder_of(args, claim, arm, seed, rate=None):
 def prepare(args, claim, arm, seed, rate=None):
     """The arm's folder with its settings and what it begins from; returns it. BadInput if it was begun with others."""
     run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
-    note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems, "wanted": wanted(claim)}
+    note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems or claim.problems, "wanted": wanted(claim)}
     note = json.loads(json.dumps(note))
     if (run / "arm.json").exists() and kept_note(run) != note:
         raise BadInput(f"{run} was started with other settings: delete it, or give another --root.")
@@ -442,7 +442,7 @@ def arguments(argv=None):
     add("--base", default="runs/s{seed}", help="finished runs of train.py for the arms that begin from one; {seed} is filled in")
     add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
     add("--out", type=Path, default=ROOT / "results" / "claims.json")
-    add("--problems", type=number(int, 2), default=500, help="a row of the exam")
+    add("--problems", type=number(int, 2), help="a row of the exam (default: as the ledger says)")
     add("--jobs", type=number(int, 1), default=2 if best_device() == "cuda" else plan.cores(),
         help="arms at a time, one thread each (default: as many as cores; 2 on a GPU)")
     add("--preset", choices=["nano", "micro"], default="nano", help="micro: to see that everything runs")

@@ -10,7 +10,7 @@ CLIP_ROWS = ("direction", "appear", "order")
 DOCUMENT_ROWS = ("caption", "count", "name", *CLIP_ROWS, "ground", "ocr", "capital", "arithmetic", "scene_text")
 
 # metric: (how it is measured: nanokimi/arms.py, rows of the exam). exact, nats: teacher-forced in the pre-training format; chat: verifier's
-# score in chat with thinking; bits: of held-out encyclopedia text; log: one number a training
+# score in chat with thinking; told: nats that the right picture saves in chat; bits: of held-out encyclopedia text; log: one number a training
 METRICS = {
     "names in clips that no clip showed": ("exact", ("clip_name_unshown",)),
     "loss on those names": ("nats", ("clip_name_unshown",)),
@@ -25,6 +25,7 @@ METRICS = {
     "all rows, loss": ("nats", DOCUMENT_ROWS),
     "largest attention logit": ("log", ("max_logit",)),
     "pictures in chat": ("chat", ("chat_picture",)),
+    "what a picture tells in chat, nats": ("told", ("chat_picture",)),
     "clips in chat": ("chat", CLIP_ROWS),
     "text in chat": ("chat", ("arithmetic", "scene_text", "tool_text")),
     "scenes in words (twins of pictures)": ("chat", ("scene_text",)),
@@ -62,7 +63,7 @@ class Known:
 @dataclass(frozen=True)
 class Claim:
     """One row of docs/CLAIMS.md. shared: settings of all its arms; arms: what each changes; rates: learning rates, one of which is chosen
-    for every arm on val with seed 0; minutes: of one core for an arm and seed, as estimated."""
+    for every arm on val with seed 0; problems: of a row of the exam; minutes: of one core for an arm and seed, as estimated."""
     name: str
     says: str
     source: str
@@ -74,11 +75,13 @@ class Claim:
     known: tuple = ()
     rates: tuple = ()
     choose_by: str = ""             # the metric that the rate is chosen by
+    problems: int = 500
     minutes: float = 0
 
 
 NAMES = {"album": 0.45, "naming": 0.20, "events": 0.15, "clip": 0.20}    # pictures and clips of things with names
 QUESTIONS_MIX = {"album": 0.25, "caption": 0.15, "scene": 0.20, "naming": 0.10, "scene_text": 0.20, "category": 0.10}
+SHORT = {"documents": 24, "steps": 200}                                   # and 200 problems a row, as these claims ask eleven
 RL = {"iterations": 40, "problems": 32, "step-problems": 16, "pool": 600}
 RATES = (1e-4, 3e-4)
 
@@ -87,7 +90,7 @@ CLAIMS = [
           "all weights of MoonViT-3D are shared by pictures and clips; four frames become as many tokens as one (no ablation printed)",
           "names that training shows in pictures and in no clip are asked about in clips; encoder shared, a second one for clips, or every "
           "frame a picture of its own. All arms read the same documents; frames as pictures take more tokens",
-          shared={"mix": NAMES, "length": 768, "steps": 180},
+          shared={"mix": NAMES, "length": 768, "documents": 24, "steps": 180},
           arms={"shared": {}, "separate": {"encoders": 2}, "frames": {"frames": 1}},
           compares=(Compare("names in clips that no clip showed", "shared", "separate", "> 0"),
                     Compare("names in pictures", "shared", "separate"),
@@ -97,7 +100,7 @@ CLAIMS = [
     Claim("nplus1-share", "few clips are enough, and pictures are not hurt by them", "K2.5 4.2",
           "pictures and clips train one encoder together (the share of clips is not disclosed)",
           "0, 1, 5 or 20 % of the documents are clips",
-          shared={"mix": NAMES, "steps": 360},
+          shared={"mix": NAMES, "steps": 280},
           arms={"none": {"clips": 0.0}, "1 %": {"clips": 0.01}, "5 %": {"clips": 0.05}, "20 %": {"clips": 0.2}},
           compares=(Compare("names in clips that no clip showed", "1 %", "none"),
                     Compare("names in clips that no clip showed", "5 %", "none", "> 0"),
@@ -112,40 +115,43 @@ CLAIMS = [
     Claim("zero-vision-sft", "text-only SFT generalises better than SFT on text and pictures", "K2.5 2.2",
           "visual trajectories in SFT hurt generalisation; text-vision SFT was much worse on visual agentic tasks",
           "from the same pre-trained run, chats on text alone or half of them on pictures, equally many tokens; clips are in neither",
-          shared={"steps": 0, "sft_steps": 200, "sft_tokens": 4800},
+          shared={"steps": 0, "sft_steps": 180, "sft_tokens": 4800},
           arms={"text": {}, "both": {"pictures": 0.5}},
           compares=(Compare("clips in chat", "text", "both", "> 0"), Compare("pictures in chat", "text", "both"),
                     Compare("text in chat", "text", "both", "> -0.02")), minutes=2),
     Claim("zero-vision-questions", "zero-vision SFT needs pre-training that binds pictures to questions", "K2.5 2.2",
           "joint pre-training aligns vision and text well enough for text-only SFT (what in it does so is not said)",
           "0, 10 or 30 % of the pre-training documents ask questions about a picture; then the same text-only cold start",
-          shared={"mix": QUESTIONS_MIX, "steps": 270, "sft_steps": 100},
+          shared={"mix": QUESTIONS_MIX, "steps": 210, "sft_steps": 80},
           arms={"none": {"questions": 0.0}, "10 %": {"questions": 0.1}, "30 %": {"questions": 0.3}},
           compares=(Compare("pictures in chat", "10 %", "none", "> 0"), Compare("pictures in chat", "30 %", "none", "> 0"),
-                    Compare("pictures in chat", "30 %", "10 %"), Compare("names in pictures", "30 %", "none")), minutes=3.5),
+                    Compare("what a picture tells in chat, nats", "10 %", "none", "> 0"),
+                    Compare("what a picture tells in chat, nats", "30 %", "none", "> 0"),
+                    Compare("names in pictures", "30 %", "none")), minutes=4.5),
     Claim("fusion", "early fusion at a low vision share beats mid and late", "K2.5 2.1, Table 1",
           "vision from 0 / 50 / 80 % of training at 10 / 20 / 50 % of the tokens: early is best in vision (OCR 65.7 / 64.1 / 61.5) and "
           "in text knowledge (45.5 / 43.9 / 43.1)",
           "pictures and clips are 16 % of all documents in every arm: 16 % from the start, 32 % from half, or 80 % from 80 % of the steps; "
           "the path from easy to hard is walked by what there is to see. Equally many documents of each kind",
-          shared={"vision": 0.16, "documents": 72, "steps": 270},
+          shared={"vision": 0.16, "steps": 200},
           arms={"early": {}, "mid": {"vision_from": 0.5}, "late": {"vision_from": 0.8}},
           compares=(Compare("pictures, loss", "early", "mid", "< 0"), Compare("pictures, loss", "early", "late", "< 0"),
                     Compare("clips, loss", "early", "late", "< 0"),
                     Compare("text, loss", "early", "mid", "< 0"), Compare("text, loss", "early", "late", "< 0"),
-                    Compare("pictures, exact", "early", "late"), Compare("text, exact", "early", "late")), minutes=5),
+                    Compare("pictures, exact", "early", "late"), Compare("text, exact", "early", "late")), problems=200, minutes=4.5),
     Claim("optimizer", "Muon learns more from the same data than AdamW", "Moonlight 2 and 3.2, K2 2.1",
           "Muon reaches AdamW's loss with about 52 % of its FLOPs",
-          "the same steps of the same documents; each optimizer's learning rate is the best of three on val",
-          arms={"muon": {}, "adamw": {"optimizer": "adamw"}}, rates=(1e-3, 3e-3, 9e-3), choose_by="all rows, loss",
-          compares=(Compare("all rows, loss", "muon", "adamw", "< 0"), Compare("all rows, exact", "muon", "adamw", "> 0")), minutes=4.5),
+          "the same steps of the same documents, both with QK-Clip (tau 30); each optimizer's learning rate is the best of three on val",
+          shared=SHORT, arms={"muon": {}, "adamw": {"optimizer": "adamw"}}, rates=(3e-3, 9e-3, 2.7e-2), choose_by="all rows, loss",
+          compares=(Compare("all rows, loss", "muon", "adamw", "< 0"), Compare("all rows, exact", "muon", "adamw", "> 0"),
+                    Compare("largest attention logit", "muon", "adamw")), problems=200, minutes=4.5),
     Claim("qk-clip", "QK-Clip bounds attention logits and does no harm", "K2 2.1 and App. D",
           "without it, logits above 1000 in a 9B/53B model; a small test with tau 30: no loss harmed",
-          "no clip, tau 30 (of the small test), tau 10 (so that it clips more)",
-          arms={"off": {"qk_clip": 1e9}, "tau 30": {}, "tau 10": {"qk_clip": 10.0}},
+          "no clip, tau 30 (of the small test), tau 10 (so that it clips more), at a rate at which logits grow",
+          shared=SHORT | {"lr": 9e-3}, arms={"off": {"qk_clip": 1e9}, "tau 30": {}, "tau 10": {"qk_clip": 10.0}},
           compares=(Compare("largest attention logit", "tau 30", "off"), Compare("largest attention logit", "tau 10", "off", "< 0"),
                     Compare("all rows, loss", "tau 30", "off", "< 0.01"),
-                    Compare("all rows, loss", "tau 10", "off", "< 0.01")), minutes=4.5),
+                    Compare("all rows, loss", "tau 10", "off", "< 0.01")), problems=200, minutes=4.5),
     Claim("vision-rl", "RL on pictures lifts text", "K2.5 2.3, Table 2",
           "after vision RL: MMLU-Pro 84.7 to 86.4, GPQA-Diamond 84.3 to 86.4, LongBench v2 56.7 to 58.9",
           "RL on problems of which all, half or none are on pictures and clips, from the zero-vision start; all, from a start whose "

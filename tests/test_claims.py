@@ -200,6 +200,22 @@ def test_the_eye_is_taught_in_half_of_the_chats_and_asked_without_the_tool(token
     assert asked == [True, False]
 
 
+def test_what_a_picture_tells_is_the_loss_it_saves_against_another_ones(tokenizer, monkeypatch):
+    model, read = SimpleNamespace(config=SimpleNamespace(vision=VISION)), []
+
+    def stub(_, __, documents):
+        read.append(documents)
+        return [0] * 4, [6.0 * len(read)] * 4, [sum(doc.mask) for doc in documents]
+    monkeypatch.setattr(arms, "read", stub)
+    told = arms.told_row(model, tokenizer, "chat_picture", "val", 4)
+    own, blind = read
+    assert told == [6.0 / sum(doc.mask) for doc in own] and min(told) > 0, "a picture that saves nats tells something"
+    said = lambda doc: tokenizer.decode([i for i, learned in zip(doc.ids, doc.mask) if learned])
+    assert [said(doc) for doc in own] == [said(doc) for doc in blind], "the answer stays that of the right picture"
+    shown = lambda docs: [[clip.frames.tobytes() for clip in doc.clips] for doc in docs]
+    assert shown(blind) == shown(own)[2:] + shown(own)[:2] and shown(own) != shown(blind)
+
+
 def test_frames_as_pictures_are_the_same_documents_with_more_media(tokenizer):
     docs = [data.pretrain_document(np.random.default_rng(5), tokenizer, replace(VISION, frames=frames), 10 ** 4, "events", 1.0)[1]
             for frames in (4, 1)]
