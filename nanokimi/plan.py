@@ -54,11 +54,13 @@ def machine():
 
 
 def commit():
-    """The repository's commit (with -dirty where files were changed since), or None outside of one and without git."""
+    """The repository's commit (with -dirty where its Python was changed since; results that a run writes do not count), or None outside of
+    one and without git."""
     if not shutil.which("git"):
         return None
-    out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return out.stdout.strip() or None
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+    name, changed = git("describe", "--always").stdout.strip(), git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode == 1
+    return f"{name}-dirty" if name and changed else name or None
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------------------

@@ -288,6 +288,22 @@ def test_without_git_there_is_no_commit(monkeypatch):
     assert plan.commit() is None
 
 
+def test_a_commit_is_dirty_by_its_code_and_not_by_the_results_of_a_run(monkeypatch, tmp_path):
+    from nanokimi import plan
+    (tmp_path / "nanokimi").mkdir(), (tmp_path / "results").mkdir()
+    code, result = tmp_path / "nanokimi" / "plan.py", tmp_path / "results" / "a.jsonl"
+    code.write_text("1"), result.write_text("1")
+    monkeypatch.setattr(plan, "__file__", str(code))
+    assert plan.commit() is None, "outside of a repository"
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    result.write_text("2")
+    clean = plan.commit()
+    assert len(clean) >= 7 and "dirty" not in clean
+    code.write_text("2")
+    assert plan.commit() == f"{clean}-dirty"
+
+
 def linear_with_state():
     """A model with an optimizer that has taken a step."""
     model = torch.nn.Linear(4, 3)
