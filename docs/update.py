@@ -1,4 +1,5 @@
 """Refresh what is shown of results/*.json: the tables between README.md's markers, the same in README.zh.md, docs/RESULTS.md, and figures.
+docs/CLAIMS.md is written by `python -m nanokimi.claims --docs`.
 
     python docs/update.py                 tables and the picture of the stack
     python docs/update.py runs/s0         also the figures of that run
@@ -129,12 +130,13 @@ def copy_generated(source, text):
 
 
 def main():
+    from nanokimi.claims import overview
     from nanokimi.report import stack_picture
     nano, hour, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text())
                                  for name in ("nano", "nano60", "rl", "long2short", "bench"))
     text = (ROOT / "README.md").read_text("utf-8")
     for name, table in (("results", targets_table(nano)), ("bands", bands_table(nano)), ("rl", rl_table(rl)), ("l2s", l2s_table(l2s)),
-                        ("bench", speed_table(bench))):
+                        ("claims", "\n".join(overview(ROOT / "results", "docs/CLAIMS.md"))), ("bench", speed_table(bench))):
         text = fill(text, name, table)
     (ROOT / "README.md").write_text(text, "utf-8")
     chinese = ROOT / "README.zh.md"

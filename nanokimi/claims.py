@@ -366,13 +366,26 @@ def judged(claim, folder):
     return f"**{word}{' so far' if missing and word != 'not run yet' else ''}**" + (f" ({', '.join(limits)})" if limits else ""), gaps
 
 
+def shown(d):
+    """A difference and its interval as two cells of a table."""
+    return f"{d['difference']:+.3f} | " + ("none" if d["low"] is None else f"{d['low']:+.3f} to {d['high']:+.3f}")
+
+
 def line_of(d):
     """A difference as a row of a table."""
-    signed = lambda x: "" if x is None else f"{x:+.3f}"
-    bounds = f"{signed(d['low'])} to {signed(d['high'])}" if d["low"] is not None else "none"
     answer = {None: "", True: "yes", False: "no"}[holds(d["expect"], d["low"], d["high"])]
-    return (f"| {d['metric']} | {d['arm']} | {d['against']} | {signed(d['difference'])} | {bounds} | {d['expect']} | {answer} | "
-            f"{len(d['seeds'])} x {d['problems']} |")
+    return f"| {d['metric']} | {d['arm']} | {d['against']} | {shown(d)} | {d['expect']} | {answer} | {len(d['seeds'])} x {d['problems']} |"
+
+
+def overview(folder, page=""):
+    """A line a claim: its verdict, and the first of its comparisons that expects a side. page: where the claims have their sections."""
+    lines = ["| claim | source | verdict | first comparison | difference | 95 % | expects |", "|---" * 7 + "|"]
+    for claim in CLAIMS:
+        word, gaps = judged(claim, folder)
+        first = next((d for d in gaps if d["expect"]), None)
+        cells = f"{first['metric']}: {first['arm']} less {first['against']} | {shown(first)} | {first['expect']}" if first else " | | |"
+        lines.append(f"| [{claim.says}]({page}#{anchor(claim.says)}) | {claim.source} | {word} | {cells} |")
+    return lines
 
 
 def in_words(settings, known):
@@ -415,8 +428,7 @@ def write_docs(folder, path):
     """docs/CLAIMS.md from the results in `folder`."""
     source = folder / "claims.json"
     content = json.loads(source.read_text()) if source.exists() else {}
-    lines = [HEAD, "| claim | source | verdict |", "|---|---|---|"]
-    lines += [f"| [{claim.says}](#{anchor(claim.says)}) | {claim.source} | {judged(claim, folder)[0]} |" for claim in CLAIMS] + [""]
+    lines = [HEAD, *overview(folder), ""]
     for claim in CLAIMS:
         lines += section(claim, folder, content)
     if content:
