@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nanokimi.checkpoint import RELEASED, finished, newest_stage
+from nanokimi.checkpoint import RELEASED, need, newest_stage
 from nanokimi.data import PYTHON_TOOL, prepared
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, BadInput, command, first_words, number, sentence
@@ -61,9 +61,9 @@ def chosen_run(asked: str | None) -> Path:
 
 def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:
     """(engine, a line about the model)."""
+    if stage:
+        need(run, stage)
     stage = run / stage if stage else newest_stage(run)
-    if not finished(stage):
-        raise BadInput(f"no trained model in {stage}: python train.py first, or name another --run or --stage")
     torch.set_num_threads(1)                                                    # one row: the operations are too small to share
     try:
         torch.zeros(1, device=device).item()
@@ -137,13 +137,16 @@ class Chat:
         self.sandbox = Sandbox(self.media)
 
     def ask(self, text: str) -> str:
-        """Put a question; prints and returns the answer. If that fails or is interrupted, the question has never been put."""
+        """Put a question; prints and returns the answer. If that fails or is interrupted, the question has never been put; what does not fit
+        the context is not kept for the next one either."""
         content = [*self.waiting, f" {text}" if self.waiting else text]        # a space after media, as in training
         before, self.messages = self.messages, [*self.messages, {"role": "user", "content": content}]
         try:
             answer = self.answer()
-        except BaseException:
+        except BaseException as error:
             self.messages = before
+            if isinstance(error, BadInput):
+                self.waiting = []
             raise
         self.waiting = []
         return answer
@@ -151,8 +154,8 @@ class Chat:
     def answer(self) -> str:
         """Turns until one asks for no tool, or as many as in RL."""
         for _ in range(MAX_TURNS):
-            parsed = self.turn().parsed
-            calls = parsed["tool_calls"] if parsed["well_formed"] else []
+            response = self.turn()
+            parsed, calls = response.parsed, calls_of(response)
             if calls and not self.options.tools:
                 self.write("(it would run this in Python: --tools lets it)\n", True)
             if not calls or not self.options.tools:
@@ -172,7 +175,7 @@ class Chat:
             self.write("(cut off: --max-new or the context is full; /new starts afresh)\n", True)
         if response.stop == "repeat":
             self.write("(stopped: it said the same again and again)\n", True)
-        answer = {"role": "assistant", "content": response.parsed["content"], "tool_calls": response.parsed["tool_calls"]}
+        answer = {"role": "assistant", "content": response.parsed["content"], "tool_calls": calls_of(response)}
         thought = response.parsed["thinking"]
         self.messages.append(answer if thought is None else {**answer, "thinking": thought})
         return response
@@ -184,10 +187,17 @@ class Chat:
         return parts
 
 
+def calls_of(response) -> list[dict]:
+    """The tool calls of a turn; those of a malformed one are not run, so that nothing of them may wait for a result."""
+    return response.parsed["tool_calls"] if response.parsed["well_formed"] else []
+
+
 def obey(chat: Chat, line: str) -> Chat | None:
     """Carry out a /command: the chat to go on with, None to quit."""
     name, _, path = line.partition(" ")
     if name in ("/image", "/video"):
+        if not path.strip():
+            raise BadInput(f"{name} needs a file: {COMMANDS}")
         (chat.add_image if name == "/image" else chat.add_video)(path.strip())
         return chat
     if name == "/new":

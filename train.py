@@ -43,6 +43,10 @@ def arguments():
     parser.add_argument("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     parser.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (offline; WANDB_MODE=online to send)")
     args = parser.parse_args()
+    unused = [name for name in ("minutes", "stage", "documents", "devices", "precision", "compile", "wandb")
+              if args.data and getattr(args, name) != parser.get_default(name)]
+    if unused:
+        parser.error(f"--{unused[0]} does not go with --data, which takes --run, --preset, --steps, --seed, --threads and --save-every")
     if args.documents is not None and args.documents % data.SHARDS:
         parser.error(f"--documents {args.documents}: a step has {data.SHARDS} shards, so give a multiple of {data.SHARDS}")
     return args

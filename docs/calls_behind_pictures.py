@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanokimi import data, plan                                          # noqa: E402
-from nanokimi.model import load                                          # noqa: E402
+from nanokimi.model import NO_LOSS, load                                       # noqa: E402
 from nanokimi.rollout import question_content                            # noqa: E402
 from nanokimi.tokenizer import Tokenizer                                 # noqa: E402
 from nanokimi.world import exam                                          # noqa: E402
@@ -50,7 +50,7 @@ def first_mistake(model, tokenizer, doc):
     """(token that was due, token that came instead) of the first one that is not the first choice; None if all are."""
     batch = data.to_batch([[doc]], len(doc.ids), tokenizer.pad, tokenizer.patch)
     targets = batch.targets[0]
-    where = (targets != -100).nonzero()[:, 0]
+    where = (targets != NO_LOSS).nonzero()[:, 0]
     best = model.language.head(model(batch)[0, where]).argmax(-1)
     wrong = (best != targets[where]).nonzero()[:, 0]
     return tuple(tokenizer.decode([int(x[wrong[0]])]) for x in (targets[where], best)) if len(wrong) else None

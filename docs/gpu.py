@@ -1,6 +1,7 @@
 """What training and decoding cost on a GPU, preset by preset, beside the memory that was computed: results/gpu.json.
 
     python docs/gpu.py [--preset nano laptop consumer] [--compile] [--steps 20] [--out results/gpu.json]
+    python docs/gpu.py --computed            only adds the memory that nanokimi/memory.py computes; needs no GPU
 
 One process, real batches of the middle of pre-training, made beforehand; the steps are train.py's: both shards, MuonClip, QK-Clip, balancing.
 """
@@ -18,13 +19,12 @@ from nanokimi import data, plan                                          # noqa:
 from nanokimi.bench import picture_prompts                               # noqa: E402
 from nanokimi.config import PRESETS                                      # noqa: E402
 from nanokimi.engine import Engine                                       # noqa: E402
-from nanokimi.memory import parameters, pretraining                         # noqa: E402
+from nanokimi.memory import GIB, parameters, pretraining                    # noqa: E402
 from nanokimi.model import NanoKimi, choose_kernel                       # noqa: E402
 from nanokimi.muon import MuonClip, qk_clip                              # noqa: E402
 from nanokimi.tokenizer import Tokenizer                                 # noqa: E402
 
 BATCHES, WARM = 8, 5
-GIB = 2 ** 30
 
 
 def clock():
@@ -102,7 +102,7 @@ def main():
         tokenizer = Tokenizer.train(data.corpus(2000), preset.model.language.vocab, preset.model.vision.patch)
         if args.computed:
             passing, stepping = pretraining(preset, tokenizer)
-            rows[name] |= {"computed_passing_gib": passing.peak / GIB, "computed_stepping_gib": stepping.peak / GIB}
+            rows[name] = rows.get(name, {}) | {"computed_passing_gib": passing.peak / GIB, "computed_stepping_gib": stepping.peak / GIB}
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
             continue
         total, active = parameters(preset)
@@ -110,7 +110,8 @@ def main():
         row |= training(preset, tokenizer, args.compile, args.steps)
         if not args.compile:
             row |= {f"decode_tokens_s_{n}": decoding(preset, tokenizer, n) for n in (1, 64, 512)}
-        rows[name + (", compiled" if args.compile else "")] = row
+        title = name + (", compiled" if args.compile else "")
+        rows[title] = rows.get(title, {}) | row
         print(name, json.dumps(row, indent=1), flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=1) + "\n")

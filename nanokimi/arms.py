@@ -190,6 +190,7 @@ def train_stage(stage, run, s, seed, precision, fabric, log, stop):
     torch.manual_seed(seed)
     model = build(s, tokenizer.media_pad) if stage == "pretrain" else open_stage(run / "pretrain", s)
     choose_kernel(model, fabric.device)
+    model.expect(tokenizer)
     if stage == "sft":
         model.introduce(tokenizer.chat_ids)
     if stage == "sft" and not (s.pictures or s.eyes):
@@ -303,9 +304,9 @@ def from_log(run, row):
 def measure(run, s, wanted, split, number):
     """{"measure row": [value by problem]} of a trained arm. wanted: [[measure, row], ...] as ledger.METRICS has them."""
     last = next(stage for stage in ("rl", "sft", "pretrain") if checkpoint.finished(run / stage))
-    models = lru_cache(maxsize=1)(lambda stage: open_stage(run / stage, s))
+    models = lru_cache(maxsize=2)(lambda stage: open_stage(run / stage, s))
     tokenizer, out = Tokenizer.load(run / "tokenizer", PRESETS[s.preset].model.vision.patch), {}
-    for kind, row in sorted(wanted):                                     # by measure, so that a model is opened once
+    for kind, row in sorted(wanted):                                     # by measure, so that a model is opened once and few at a time
         if kind in ("exact", "nats"):
             if f"{kind} {row}" not in out:
                 out |= {f"{name} {row}": v for name, v in documents_row(models("pretrain"), tokenizer, row, split, number).items()}

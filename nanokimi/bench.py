@@ -21,7 +21,7 @@ from . import data, plan, released
 from .checkpoint import write_json
 from .config import PRESETS
 from .engine import Conversation, Engine
-from .errors import MOST_THREADS, number
+from .errors import MOST_THREADS, command, number
 from .model import NO_LOSS, NanoKimi, choose_kernel
 from .muon import MuonClip, qk_clip
 from .policy import mismatch
@@ -31,7 +31,7 @@ from .vision import patchify, prepare_image
 
 TARGETS = {"decode_vs_generate": ">=5", "tool_turn_ms": "<=10", "rollout_overhead": "<=0.25", "optimizer_share": "<=0.15",
            "train_vs_transformers": ">=1.5", "data_share": "<=0.05", "nano_peak_gb": "<2"}
-RESULTS = Path("results/bench.json")
+RESULTS = Path(__file__).parent.parent / "results" / "bench.json"
 ROUNDS = 5
 # what an operator of the profile is about; the first match counts
 OPERATORS = {"matrix products": "mm bmm baddbmm addmm addmv dot", "casts, copies, layout": "copy_ _to_copy clone contiguous cat empty as_strided view reshape "
@@ -201,7 +201,7 @@ def partial_rollouts(engine, segment=64):
 
 
 def lower_precision(engine, batch=128, new=64):
-    """rollout_bf16: tokens a second of a bf16 copy over those of fp32; handover_ms: bringing the copy up to date; mismatch*: what fp32
+    """rollout_bf16: how many times as fast a bf16 copy samples as fp32, each its own answers; handover_ms: bringing the copy up to date; mismatch*: what fp32
     makes of the copy's tokens (policy.mismatch)."""
     lower, prompts, rows = Engine.lowered(engine.model, engine.tokenizer), picture_prompts(engine, batch // 8), {}
     lower.generate(prompts, 4, 1.0, k=8)
@@ -459,12 +459,14 @@ Operators with 1 % or more:
 """, encoding="utf-8")
 
 
+@command
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     parser.add_argument("--out", type=Path, default=RESULTS)
     args, commit = parser.parse_args(), plan.commit()                    # now: the files that this writes make the tree dirty
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""                              # all rows are about the CPU
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -474,13 +476,13 @@ def main():
     model = NanoKimi(preset.model, tokenizer.media_pad).eval()
     choose_kernel(model, "cpu")
     engine, values = Engine(model, tokenizer), {}
-    for part in (lambda: decoding(engine), lambda: tool_turns(engine), lambda: bookkeeping(engine), lambda: partial_rollouts(engine),
-                 lambda: lower_precision(engine), lambda: training_step(model, tokenizer, preset),
-                 lambda: train_step_beside_transformers(model, tokenizer, preset), lambda: data_cost(model, tokenizer, preset)):
-        values |= part()
+    for part in (decoding, tool_turns, bookkeeping, partial_rollouts, lower_precision):
+        values |= part(engine)
+    for part in (training_step, train_step_beside_transformers, data_cost):
+        values |= part(model, tokenizer, preset)
     rows, shares = useful_flops(model, tokenizer, preset)
     values |= rows | peak_memory()
-    if args.out == RESULTS:                                              # published together
+    if args.out.resolve() == RESULTS:                                              # published together
         write_profile(Path(__file__).parent.parent / "docs" / "PROFILE.md", shares, values, commit)
     for name, seen in values.items():
         plan.say(f"{name:<20} {np.median(seen):10.2f}   ({min(seen):.2f} to {max(seen):.2f})   {TARGETS.get(name, '')}")

@@ -22,12 +22,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from . import data, plan
 from .arms import Settings, preset_of
 from .checkpoint import finished, read_json, read_rows, write_json
 from .errors import MOST_SEED, BadInput, command, number
+from .intervals import bootstrapped, interval, share_interval
 from .kernels import best_device
 from .ledger import BY_NAME, CLAIMS, METRICS
 from .tokenizer import Tokenizer
@@ -38,52 +38,7 @@ SMALL = {"steps": 6, "sft_steps": 3, "documents": 24}                    # --pre
 SMALL_RL = {"iterations": 2, "problems": 4, "pool": 24, "k": 2, "max-new": 12}
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------------------------
-
-def interval(values):
-    """(mean, low, high), 95 %, of differences (seeds, problems), seeds and problems both being samples; low, high None where there is no spread.
-
-    Variance of the mean = variance of the seeds' means / seeds + variance of the problems' means / problems (crossed random effects; what
-    is left over counts twice, so the interval is a little wide), Student's t with Satterthwaite's degrees of freedom. With one seed only
-    the problems vary, with one number a training only the seeds.
-    """
-    values = np.asarray(values, float)
-    parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (values.mean(1), values.mean(0)) if len(means) > 1]
-    return t_interval(float(values.mean()), parts)
-
-
-def t_interval(mean, parts):
-    """(mean, low, high), 95 %, from independent parts of its variance: [(variance, degrees of freedom)]."""
-    variance = sum(v for v, _ in parts)
-    if not parts:
-        return mean, None, None
-    if variance == 0:
-        return mean, mean, mean
-    freedom = variance ** 2 / sum(v ** 2 / df for v, df in parts)
-    half = float(stats.t.ppf(0.975, freedom) * variance ** 0.5)
-    return mean, mean - half, mean + half
-
-
-def share_interval(first, second, problems):
-    """The same for two rows of a results file that keeps no answers: values by seed, both shares (or scores in [0, 1], which vary less) of
-    `problems`. As if unpaired, so rather wide; one right and one wrong are added to each for the variance (Agresti and Caffo 2000)."""
-    gaps = np.asarray(first, float) - np.asarray(second, float)
-    smooth = [(np.mean(x) * problems + 1) / (problems + 2) for x in (first, second)]
-    parts = [(sum(p * (1 - p) for p in smooth) / (problems + 2), problems - 1)]
-    if len(gaps) > 1:
-        parts.append((gaps.var(ddof=1) / len(gaps), len(gaps) - 1))
-    return t_interval(float(gaps.mean()), parts)
-
-
-def bootstrapped(row, lows, highs):
-    """The same for a row whose interval over problems was bootstrapped in every seed: that one with a single seed, else both parts."""
-    values = np.asarray(row["values"], float)
-    if len(values) == 1:
-        return row["mean"], lows[0], highs[0]
-    errors = (np.asarray(highs) - np.asarray(lows)) / (2 * stats.norm.ppf(0.975))
-    return t_interval(float(values.mean()), [((errors ** 2).sum() / len(values) ** 2, row["problems"] - 1),
-                                             (values.var(ddof=1) / len(values), len(values) - 1)])
-
+# ---- verdicts --------------------------------------------------------------------------------------------------------------------------
 
 def holds(expect, low, high):
     """Whether the whole interval lies where the claim wants it: True, False, or None if nothing is expected."""
@@ -278,6 +233,14 @@ def seconds_taken(lines, name):
     return seconds
 
 
+def covers(claim, gaps, others):
+    """Whether these differences hold every comparison of the claim that `others` hold, with at least its seeds."""
+    seeds = {(d["metric"], d["arm"], d["against"]): set(d["seeds"]) for d in gaps}
+    wanted = {(compare.metric, compare.arm, compare.against) for compare in claim.compares}
+    return bool(gaps) and all(seeds.get(key, set()) >= set(d["seeds"]) for d in others
+                              if d["claim"] == claim.name and (key := (d["metric"], d["arm"], d["against"])) in wanted)
+
+
 def published(content, claim):
     """What a results file holds of a claim, as `collect` finds it in folders."""
     return ([row for row in content["rows"] if row["name"].startswith(f"{claim.name}/")],
@@ -292,7 +255,7 @@ def write_results(args):
     rows, differences, rates, minutes, longest, elsewhere = [], [], {}, {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
-        if not more:                                                     # no arm of it is in this folder: what is published stays
+        if not covers(claim, gaps, kept["differences"]):                 # other folders know more: what is published stays
             more, gaps, chosen = published(kept, claim)
             if more:
                 elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
@@ -320,8 +283,8 @@ Written by `python -m nanokimi.claims --docs` from `results/*.json` and the tabl
 million times larger: a claim that does not show here is not refuted, and one that does is not proved.
 
 **How to read it.** A difference is the first arm less the second, paired by seed and by problem (test split), with its 95 % interval over
-seeds and problems (`claims.interval`: crossed random effects, Student's t). Differences of rows that `results/nano.json` and `rl.json` keep
-without their answers count as unpaired, which is wider; `long2short.json` keeps paired gains, against which stands 0. What would reproduce a
+seeds and problems (`nanokimi/intervals.py`: crossed random effects, Student's t). Differences of rows that `results/nano.json` and `rl.json` keep
+without their answers count as unpaired, which is wider; gains in `long2short.json` are paired there, and stand against 0. What would reproduce a
 claim was written down before the arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**:
 some do; **not at this scale**: none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that
 would decide it. Without an interval there is no yes. With one seed an interval knows nothing of luck between runs. Settings are those of
@@ -337,7 +300,9 @@ def known_difference(known, folder):
     if known.row not in rows or known.against and known.against not in rows:
         return None
     row, bounds = rows[known.row], [f"{known.row}_{end}" for end in ("low", "high")]
-    if known.against:
+    if "low" in row and not known.against:                               # that file had the answers
+        mean, low, high = row["mean"], row["low"], row["high"]
+    elif known.against:
         mean, low, high = share_interval(row["values"], rows[known.against]["values"], row["problems"])
     elif set(bounds) <= set(rows):
         mean, low, high = bootstrapped(row, *(rows[name]["values"] for name in bounds))
@@ -461,7 +426,8 @@ def arguments(argv=None):
     add("--docs", action="store_true", help="only write docs/CLAIMS.md")
     args = parser.parse_args(argv)
     args.out = args.out.resolve()
-    if args.preset != "nano" and args.out == ROOT / "results" / "claims.json" and not args.docs:
+    ours = (ROOT / "results" / "claims.json", ROOT / "runs" / "claims")
+    if args.preset != "nano" and not args.docs and (args.out == ours[0] or args.root.resolve() == ours[1]):
         parser.error(f"--preset {args.preset} learns nothing, so its numbers are not published: give --out and --root")
     unknown = [name for name in args.claims if name not in BY_NAME or not BY_NAME[name].arms]
     if unknown:

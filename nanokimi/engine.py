@@ -199,7 +199,7 @@ class Engine:
         lines = Lines([], self._cache(0, 0), self.model.language.head.weight.new_zeros(0, self.model.config.language.dim),
                       torch.zeros(0, dtype=torch.long, device=self.device))
         while waiting or lines.rows:
-            most = self._most(contexts, lines.rows + waiting[-1:]) if waiting else 0
+            most = self.most_rows([contexts[row] for row in lines.rows + waiting[-1:]]) if waiting else 0
             if 2 * len(lines.rows) <= most:
                 new = [waiting.pop() for _ in range(min(len(waiting), most - len(lines.rows)))]
                 hidden, cache = self._prefill([contexts[row] for row in new])
@@ -221,9 +221,9 @@ class Engine:
             if lines.rows:
                 lines.advance(self.model.language, tokens)
 
-    def _most(self, contexts, rows: list[int]) -> int:
+    def most_rows(self, contexts) -> int:
         """How many rows a batch may have that holds these."""
-        return max(1, min(self.rows, PREFILL_TOKENS // max(len(contexts[row].ids) for row in rows)))
+        return max(1, min(self.rows, PREFILL_TOKENS // max(len(context.ids) for context in contexts)))
 
     def _room(self, prompt: Rendered, max_new: int) -> int:
         context = self.model.config.language.context

@@ -353,7 +353,7 @@ def trained(run, file):
 def write_results(path, module, command, settings, minutes, rows, **more):
     """A results file: `settings` by run, what the trainings noted; `module` is the one that asked now."""
     first = settings[0]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"experiment": path.stem, "command": command, "commit": first["commit"],
                       "evaluation": {"command": " ".join([f"python -m nanokimi.{module}", *sys.argv[1:]]), "commit": plan.commit(),
                                      "machine": plan.machine()},

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import plan, released
-from .checkpoint import newest_stage, read_json, write_json
+from .checkpoint import need, newest_stage, read_json, write_json
 from .errors import BadInput, command, reading
 from .model import NanoKimi, check_weights, load, save
 from .tokenizer import PATTERN, SPECIALS, Tokenizer
@@ -186,9 +186,11 @@ def shared_settings(tokenizer: Tokenizer, context: int, processor: dict) -> dict
 # ---- folders ---------------------------------------------------------------------------------------------------------------------------
 
 def export(run: Path, folder: Path, stage: str | None = None, dtype: str = "fp32", text_only: bool = False) -> None:
-    """Writes a stage of a run (default: the newest) as a folder for transformers. FileNotFoundError if the run has no such stage."""
+    """Writes a stage of a run (default: the newest) as a folder for transformers. BadInput if the run has no such stage."""
+    if stage is not None:
+        need(run, stage)
     source = newest_stage(run) if stage is None else run / stage
-    model = load(existing(source / "model.safetensors").parent)
+    model = load(source)
     tokenizer = Tokenizer.load(run / "tokenizer", model.config.vision.patch)
     model.expect(tokenizer)
     write_folder(model, tokenizer, folder, dtype, text_only)

@@ -18,6 +18,7 @@ from .checkpoint import finished, need
 from .engine import engine_of
 from .errors import command
 from .evaluate import ask_chat, exam_arguments, note_reading, over_seeds, trained, write_results
+from .intervals import interval
 from .kernels import best_device
 from .long2short import LONGEST, METHODS, STYLES, merge
 from .model import load
@@ -133,10 +134,7 @@ def rows_of(card: dict, best: str) -> dict:
     out = {"l2s_token_saving": 1 - chosen.length / long.length, "l2s_acc_drop": long.accuracy - chosen.accuracy,
            "l2s_vs_short": chosen.accuracy - brief.accuracy, "l2s_tokens_over_short": chosen.length / brief.length,
            "long_half_drop": long.accuracy - together(card["caps"][0.5]).accuracy}
-    if set(card["more"]) == {"l2s-toggle", "l2s-rigid"}:
-        out |= lift_gap(card)
-    for stage in (f"l2s-{method}" for method in METHODS if f"l2s-{method}" in all_of):
-        out |= paired(f"{stage}_vs_long", gained(all_of[stage], long)) | paired(f"{stage}_vs_brief", gained(all_of[stage], brief))
+    out |= {name: float(gaps.mean()) for name, gaps in gains_of(card).items()}
     for stage, answers in all_of.items():
         out |= {f"{stage}_acc": answers.accuracy, f"{stage}_tokens": answers.length}
         out |= {f"{stage}_{row}": rows.accuracy for row, rows in card["stages"][stage].items()}
@@ -145,23 +143,32 @@ def rows_of(card: dict, best: str) -> dict:
     return out
 
 
+def gains_of(card: dict) -> dict:
+    """{row: (problems,) differences}: of each method's answers to long's and brief's, and what more tokens give to Toggle's model and to the
+    rigid one."""
+    all_of = {stage: together(rows) for stage, rows in card["stages"].items()}
+    out = {f"l2s-{method}_vs_{other}": gained(all_of[f"l2s-{method}"], all_of[other])
+           for method in METHODS if f"l2s-{method}" in all_of for other in STYLES}
+    if set(card["more"]) == {"l2s-toggle", "l2s-rigid"}:
+        toggle, rigid = (gained(together(card["more"][stage]), all_of[stage]) for stage in ("l2s-toggle", "l2s-rigid"))
+        out |= {"toggle_lift_gap": toggle - rigid, "toggle_lift": toggle, "rigid_lift": rigid}
+    return out
+
+
 def gained(answers: Answers, other: Answers) -> np.ndarray:
     """(problems,) 1 where only these answers are right, -1 where only the others are, else 0."""
     return np.array(answers.hits, float) - np.array(other.hits, float)
 
 
-def paired(name: str, gaps: np.ndarray, draws: int = 2000) -> dict:
-    """The mean of differences by problem as a row, and its 95 % bootstrap interval over problems as two more."""
-    rng = np.random.default_rng(0)
-    means = gaps[rng.integers(len(gaps), size=(draws, len(gaps)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {name: float(gaps.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def lift_gap(card: dict) -> dict:
-    """What more tokens give to Toggle's model, less what they give to the rigid one."""
-    toggle, rigid = (gained(together(card["more"][stage]), together(card["stages"][stage])) for stage in ("l2s-toggle", "l2s-rigid"))
-    return paired("toggle_lift_gap", toggle - rigid) | {"toggle_lift": float(toggle.mean()), "rigid_lift": float(rigid.mean())}
+def rows_over_seeds(cards: list[dict], best: str, number: int) -> list[dict]:
+    """The rows of results/long2short.json; those of `gains_of` with "low" and "high", 95 % over seeds and problems."""
+    rows, gains = over_seeds([rows_of(card, best) for card in cards], number, TARGETS), [gains_of(card) for card in cards]
+    for row in rows:
+        if not row["name"].endswith(tuple(f"_{name}" for name in ROWS)):                 # of all kinds of problems, not of one
+            row["problems"] = number * len(ROWS)
+        if row["name"] in gains[0]:
+            _, row["low"], row["high"] = interval([gain[row["name"]] for gain in gains])
+    return rows
 
 
 # ---- showing ---------------------------------------------------------------------------------------------------------------------------------
@@ -247,12 +254,8 @@ def main() -> None:
         print_card(card, args.problems, args.split, best)
     if args.out:
         settings = [trained(run, "long/long2short.json") for run in args.runs]
-        rows = over_seeds([rows_of(card, best) for card in cards], args.problems, TARGETS)
-        for row in rows:
-            if not row["name"].endswith(tuple(f"_{name}" for name in ROWS)):             # of all kinds of problems, not of one
-                row["problems"] = args.problems * len(ROWS)
-        write_results(args.out, "lengths", "python rl.py long2short --run RUN", settings, [total_minutes(run) for run in args.runs], rows,
-                      split=args.split, best=best, exam=exam.VERSION)
+        write_results(args.out, "lengths", "python rl.py long2short --run RUN", settings, [total_minutes(run) for run in args.runs],
+                      rows_over_seeds(cards, best, args.problems), split=args.split, best=best, exam=exam.VERSION)
         picture(cards, args.out.with_suffix(".png"))
 
 

@@ -60,11 +60,11 @@ def load_video(path: str | Path) -> Clip:
 
 def _load_film(path: Path) -> Clip:
     """Only the frames that K2.5's sampling takes are kept, with their times."""
+    _existing(path)
     try:
         import av
     except ImportError as error:
         raise MediaError(f"{path.suffix} films need PyAV: pip install av (or ffmpeg -i {path} -vf fps=2 frames/%04d.png)") from error
-    _existing(path)
     try:
         times, fps, size = _film_facts(av, path)
         sampled = sample_frames(len(times), fps)
@@ -137,7 +137,7 @@ def _count(path, image) -> int:
 
 def _load_folder(path: Path) -> Clip:
     """Files in natural order (2 before 10); what is no picture by its ending is not looked at."""
-    endings = Image.registered_extensions()
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and ending not in FILMS]
     files = sorted((f for f in path.iterdir() if f.suffix.lower() in endings and not f.name.startswith(".")), key=_natural)
     if not files:
         raise MediaError(f"no pictures in the folder {path}")

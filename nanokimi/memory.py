@@ -237,7 +237,8 @@ def needs(preset: Preset, tokenizer: Tokenizer) -> dict[str, Need]:
         states(optimizer)
         groups = [rollout.start(engine, item, K, rollout.MAX_NEW, (0, n)) for n, item in enumerate(rollout.make_pool(PROBLEMS, 0.6, 0))]
         contexts = [talk.context() for group in groups for talk in group.talks]
-        first = sorted(contexts, key=lambda context: -len(context.ids))  # as the engine takes them
+        contexts.sort(key=lambda context: -len(context.ids))             # as the engine takes them, as many at a time as it takes
+        first = contexts[:engine.most_rows(contexts)]
         out["rl: responses"] = generation(model, ledger, engine, first, rollout.MAX_NEW, kept=ledger.live - weights)
     for talk in (talk for group in groups for talk in group.talks):      # responses of full length
         talk.response.add([0] * rollout.MAX_NEW, [0.0] * rollout.MAX_NEW, True)

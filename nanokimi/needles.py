@@ -9,7 +9,6 @@ Lengths are shares of a row of pre-training, which is YaRN's original length: be
 pre-training asks; `code` (the code of the red fox is 47.) comes up in longctx only. None of this is part of the exam.
 """
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from . import data, plan
-from .checkpoint import need
+from .checkpoint import need, read_json
 from .engine import Engine
 from .errors import MOST_THREADS, command, number
 from .evaluate import ask_document, note_reading, over_seeds, sum_minutes, write_results
@@ -120,12 +119,12 @@ def main():
     torch.set_num_threads(args.threads)
     for run in args.runs:
         need(run, "pretrain", "longctx")
+    settings = [read_json(run / "run.json", "seed", "machine") for run in args.runs] if args.out else []         # now, not after the exam
     cards, lengths = zip(*(measure(run, args.split, args.problems) for run in args.runs))
     for run, grids, tokens in zip(args.runs, cards, lengths):
         picture(grids, tokens, run / "needles.png")
     if args.out:
         mean = {kind: {name: np.mean([card[kind][name] for card in cards], 0).tolist() for name in MODELS} for kind in NEEDLES}
-        settings = [json.loads((run / "run.json").read_text()) for run in args.runs]
         write_results(args.out, "needles", "python train.py --stage longctx --run RUN", settings, [sum_minutes(run, "longctx") for run in args.runs],
                       over_seeds([rows_of(card) for card in cards], args.problems * len(DEPTHS), {}), split=args.split, lengths=lengths[0],
                       depths=DEPTHS, cells=mean)

@@ -33,7 +33,7 @@ from .model import load, save
 from .muon import wsd
 from .rollout import example_chat
 from .tokenizer import Rendered, Tokenizer
-from .vision import navit_resize
+from .vision import navit_resize, sample_frames
 from .world import exam
 from .world.types import Clip, Image, Problem
 
@@ -41,7 +41,8 @@ QUESTIONS = {"image": "what is in the picture?", "video": "what happens?"}
 SHARE = 0.5             # of a step's documents that are theirs; the rest is what the model learned before
 DOCUMENTS = 24          # a step
 LENGTH = 768            # the longest example, tokens
-KNOWN = 192             # the longest document of what was learned before; twice that for a chat
+KNOWN = 192             # the longest document of text, and of what was learned before; twice that for a chat
+RATE = 5e-4             # the learning rate (ours)
 KEPT = ("name", "arithmetic")            # exam rows asked before and after: what tuning costs
 
 
@@ -114,18 +115,18 @@ def strings(where: str, row: dict, *keys: str) -> list[str]:
     return [row[key].strip() for key in keys]
 
 
-def prose(name: str, text: str, tokenizer: Tokenizer, tokens: int = 192) -> list[Example]:
-    """Paragraphs, joined to documents of about `tokens` tokens; a longer one is cut."""
+def prose(name: str, text: str, tokenizer: Tokenizer) -> list[Example]:
+    """Paragraphs, joined to documents of at most KNOWN tokens; a longer one is cut."""
     pieces, ids = [], []
     for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
         new = tokenizer.encode(paragraph + "\n")
-        if ids and len(ids) + len(new) > tokens:
+        if ids and len(ids) + len(new) > KNOWN:
             pieces.append(ids)
             ids = []
         ids = ids + new
-        while len(ids) > tokens:
-            pieces.append(ids[:tokens])
-            ids = ids[tokens:]
+        while len(ids) > KNOWN:
+            pieces.append(ids[:KNOWN])
+            ids = ids[KNOWN:]
     pieces += [ids] if ids else []
     return [Example(f"{name}, part {n}", [Rendered([*piece, tokenizer.eos], [True] * (len(piece) + 1))]) for n, piece in enumerate(pieces, 1)]
 
@@ -160,18 +161,30 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     asked = "question" in row or "answer" in row
     question, answer = strings(where, row, "question", "answer") if asked else (QUESTIONS[modality], *strings(where, row, "text"))
     clip = data.prepared(media, vision)
-    kept = media
-    if modality == "image":                                              # as small as the model sees it: a folder may hold a thousand photos
-        height, width, _ = media.pixels.shape
-        (w, h), _ = navit_resize(width, height, vision.patch, vision.max_image_patches, vision.max_side_patches)
-        kept = Image(clip.frames[0, :h, :w])                             # without padding, so that to prepare it again changes nothing
-    problem = Problem("perception", modality, (kept,), question, answer)
+    problem = Problem("perception", modality, (as_seen(media, clip, vision),), question, answer)
     document = tokenizer.render_document([clip, "\n", *data.question_parts(problem, think=False)])
     content = [*(clip if isinstance(clip, list) else [clip]), f" {question}"]
     reply = {"role": "assistant", "thinking": f" {answer}", "content": f" {answer}"}
     chats = [tokenizer.render_chat([{"role": "user", "content": content}, turn], thinking="thinking" in turn)
              for turn in (reply, {"role": "assistant", "content": f" {answer}"})]
     return Example(where, [document, *chats], problem, zlib.crc32(name.encode(errors="replace")) % 10 == 0)
+
+
+def as_seen(media: Image | Clip, prepared, vision) -> Image | Clip:
+    """Media as small as the model sees them, as a folder may hold a thousand photos or films; without padding, so that to prepare them again
+    changes nothing."""
+    if isinstance(media, Image):
+        return Image(unpadded(prepared.frames, media.pixels, vision, vision.max_image_patches)[0])
+    frames = np.concatenate([chunk.frames for chunk in prepared])                                 # (t, H, W, 3)
+    times = sample_frames(len(media.frames), media.fps) / media.fps if media.times is None else media.times
+    return Clip(unpadded(frames, media.frames[0], vision, vision.max_frame_patches), media.fps, times)
+
+
+def unpadded(frames: np.ndarray, source: np.ndarray, vision, max_patches: int) -> np.ndarray:
+    """Prepared frames (t, H, W, 3) of a source (h, w, 3) without what was added at their right and below."""
+    height, width, _ = source.shape
+    (w, h), _ = navit_resize(width, height, vision.patch, max_patches, vision.max_side_patches)
+    return frames[:, :h, :w].copy()
 
 
 def open_media(where: str, path: Path) -> Image | Clip:
@@ -202,15 +215,15 @@ def tune(args) -> None:
         teach(args, run, source, model, tokenizer, examples)
 
 
-def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: list[Example], lr: float = 5e-4) -> None:
-    """The loop: half a step's documents are theirs, half are of pre-training and cold start. Goes on from its checkpoint."""
+def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: list[Example]) -> None:
+    """The loop: half a step's documents are theirs, half are known ones (`documents_of`). Goes on from its checkpoint."""
     steps, folder = args.steps or 200, run / "tuned"
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
     theirs, held = (theirs, held) if theirs else (examples, [])           # a folder of one or two pictures: nothing is left to hold out
     settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "steps": steps, "seed": args.seed, "source": source.name})
     plan.say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
-    learner = Learner(model.train(), tokenizer, muon(model, lr))
+    learner = Learner(model.train(), tokenizer, muon(model, RATE))
     state = checkpoint.resume(folder, model, learner.optimizer) or {"step": 0}
     last = time.perf_counter()
     with plan.interruptible() as stop:
@@ -241,7 +254,8 @@ def settle(folder: Path, settings: dict) -> None:
     kept = read_json(path)                                                # after a failed last save it holds results, too
     changed = [name for name, value in settings.items() if kept.get(name) != value]
     if changed:
-        raise BadInput(f"{folder} was started with another {changed[0]}: delete it, or give the same again.")
+        name, = changed[:1]
+        raise BadInput(f"{folder} was started with {name} {kept.get(name)}, not {settings[name]}: delete it, or give the same again.")
 
 
 def documents_of(theirs: list[Example], tokenizer: Tokenizer, vision, rng) -> list[Rendered]:

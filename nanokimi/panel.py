@@ -42,7 +42,7 @@ def summary(groups, unfinished, stats, clock):
 
 
 class Panel:
-    """A live table of the last iterations, a line every ten where there is no terminal, and metrics.jsonl."""
+    """A live table of the last iterations where there is a terminal, a line every ten (and the first three without one), and metrics.jsonl."""
 
     def __init__(self, folder, done):
         self.path, self.recent = folder / "metrics.jsonl", []
@@ -70,9 +70,10 @@ class Panel:
         if self.live:
             self.live.update(self.table())
         if row["iteration"] % 10 == 1 or not self.live and row["iteration"] <= 3:
-            mean = lambda name: np.mean([r[name] for r in self.recent if "pass_rate" in r] or [float("nan")])
+            finished = [r for r in self.recent if "pass_rate" in r]
+            mean = lambda name: np.mean([r[name] for r in finished] or [float("nan")])
             say(f"{row['iteration']:4d}  {row['seconds'] / 60:.1f} min  reward {mean('reward'):.3f}  pass {mean('pass_rate'):.1%}  length "
-                f"{mean('length'):.0f}  same {mean('zero_variance'):.0%}  cut {mean('truncated'):.0%}  (means of {len(self.recent)})")
+                f"{mean('length'):.0f}  same {mean('zero_variance'):.0%}  cut {mean('truncated'):.0%}  (means of {len(finished)})")
 
     def table(self):
         """The last iteration and the mean of the last ten, then abilities."""

@@ -69,24 +69,22 @@ def settle(run, args):
     """The run's settings: written on the first start, read ever after. BadInput if the command line contradicts them; cores and processes may
     be others than at the start."""
     path = run / "run.json"
-    asked = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes or PRESETS[args.preset].minutes, "steps": args.steps,
-             "documents": args.documents}
+    given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps, "documents": args.documents,
+             "precision": None if args.precision == "auto" else args.precision, "compile": args.compile or None}
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
         precision, threads = faster_precision() if args.precision == "auto" else args.precision, args.threads or cores()
-        write_json(path, {**asked, "precision": precision, "compile": args.compile, "threads": threads, "machine": machine(),
-                          "commit": commit(),
+        write_json(path, {**given, "minutes": args.minutes or PRESETS[args.preset].minutes, "precision": precision, "compile": args.compile,
+                          "threads": threads, "machine": machine(), "commit": commit(),
                           "devices": args.devices or default_devices(threads), "command": " ".join(["python", *sys.argv]),
                           "started": time.time()})
     settings = {"compile": False, "documents": None}                     # an older run may not know them
     settings |= read_json(path, "preset", "seed", "minutes", "steps", "devices", "precision", "threads", "commit")
-    given = {"preset": args.preset, "seed": args.seed, "minutes": args.minutes, "steps": args.steps,
-             "precision": None if args.precision == "auto" else args.precision, "compile": args.compile or None,
-             "documents": args.documents}
     check_settings(path, settings)
     for name, value in given.items():
         if value is not None and settings[name] != value:
-            raise BadInput(f"{run} was started with {name} {settings[name]}, not {value}: give another --run, or leave --{name} as it was.")
+            remedy = f"give --{name} {settings[name]}" if settings[name] else f"leave --{name} away"
+            raise BadInput(f"{run} was started with {name} {settings[name]}, not {value}: {remedy}, or give another --run.")
     now = {"commit": commit(), "devices": args.devices or settings["devices"],           # any number of processes: the shards stay the same
            "threads": args.threads or settings["threads"]}
     for name, value in now.items():
@@ -166,7 +164,7 @@ def base(run, stage):
         raise BadInput(f"{stage} begins from a pre-trained model, and {run} has none yet: run --stage pretrain (or everything) first")
     if stage == "sft" and not finished("longctx") and checkpoint.checkpoints(run / "longctx"):
         raise BadInput(f"the long context of {run} is half done: finish it (--stage longctx), or delete {run / 'longctx'}, first")
-    if stage == "longctx" and checkpoint.checkpoints(run / "sft"):
+    if stage == "longctx" and not finished("sft") and checkpoint.checkpoints(run / "sft"):
         raise BadInput(f"the cold start of {run} is half done, from a base without long context: finish it, or delete {run / 'sft'}, first")
     return run / ("longctx" if stage == "sft" and finished("longctx") else "pretrain")
 

@@ -55,7 +55,7 @@ def release(run, folder, number):
     for stage in STAGES:
         halve(run / stage, folder / stage)
     thin(run / "metrics.jsonl", folder / "metrics.jsonl", 10)
-    thin(run / "rl" / "metrics.jsonl", folder / "rl" / "metrics.jsonl", 1)
+    shutil.copy(run / "rl" / "metrics.jsonl", folder / "rl" / "metrics.jsonl")
     settings = json.loads((run / "run.json").read_text())
     write_json(folder / "card.json", {"commit": settings["commit"], "command": settings["command"], "machine": settings["machine"],
                                       "split": "val", "problems": number, "precision": "bf16 matrices, fp32 arithmetic",

@@ -257,8 +257,9 @@ def test_a_prompt_never_becomes_a_special_token(good, pieces):
     ("sample", ("--temperature", "1e-45"), "want 0, or 0.01 and more"), ("train", ("--seed", "9" * 30), "want 0 to"), ("rl", ("--seed", "9" * 30), "want 0 to"),
     ("train", ("--threads", "100000"), "want 1 to"), ("sample", ("--max-new", "0"), "want 1"),
     ("sample", ("--seed", "-1"), "want 0"), ("sample", ("--device", "meta"), "no device meta"), ("sample", ("--device", "nonsense"), "no device"),
-    ("sample", ("--stage", "none"), "no trained model"), ("sample", ("--stage", "../../etc"), "no trained model"),
+    ("sample", ("--stage", "none"), "finished here: "), ("sample", ("--stage", "../../etc"), "no finished stage"),
     ("train", ("--steps", "0"), "want 1"), ("train", ("--documents", "2"), "want 4"), ("train", ("--minutes", "nan"), "want 0.01"), ("train", ("--threads", "0"), "want 1"),
+    ("train", ("--data", ".", "--minutes", "5"), "--minutes does not go with --data"), ("train", ("--data", ".", "--wandb"), "--wandb does not"),
     ("train", ("--devices", "3", "--precision", "32-true"), "use 1 or 2 processes"), ("train", ("--seed", "x"), "invalid int"),
     ("train", ("--stage", "sft", "--devices", "1", "--precision", "32-true"), "has none yet"),
     ("rl", ("--k", "1"), "give 2 or more"), ("rl", ("--visual", "2"), "want 0 to 1"), ("rl", ("--lr", "nan"), "want 0"), ("rl", ("--start", "none"), "finished here: pretrain"),
@@ -500,7 +501,7 @@ def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
 def test_other_settings_do_not_continue(says, stopped):
     before = files(stopped)
     assert "was started with steps 3, not 4" in says("train", "--run", stopped, *TRAIN, "--steps", "4") and files(stopped) == before
-    assert "was started with seed 0, not 1" in says("train", "--run", stopped, *TRAIN, "--seed", "1") and files(stopped) == before
+    assert "was started with seed 0, not 1: leave --seed away" in says("train", "--run", stopped, *TRAIN, "--seed", "1") and files(stopped) == before
 
 
 def test_a_loss_that_is_no_number(says, stopped, tmp_path):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import rl
 import train
-from nanokimi import arms, checkpoint, claims, data, ledger
+from nanokimi import arms, checkpoint, claims, data, intervals, ledger
 from nanokimi.arms import ArmBatches, Settings, mixture
 from nanokimi.config import PRESETS
 from nanokimi.tokenizer import Tokenizer
@@ -37,17 +37,17 @@ def tokenizer():
 def test_one_seed_is_students_interval_over_problems_and_one_number_a_training_is_it_over_seeds():
     gaps = np.random.default_rng(0).normal(0.1, 1, 200)
     low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
-    assert claims.interval(gaps[None]) == pytest.approx((gaps.mean(), low, high))
-    assert claims.interval(gaps[:3, None]) == pytest.approx((gaps[:3].mean(), *stats.ttest_1samp(gaps[:3], 0).confidence_interval(0.95)))
-    assert claims.interval(gaps[:1, None]) == (gaps[0], None, None)
-    assert claims.interval(np.ones((2, 5))) == (1, 1, 1)
+    assert intervals.interval(gaps[None]) == pytest.approx((gaps.mean(), low, high))
+    assert intervals.interval(gaps[:3, None]) == pytest.approx((gaps[:3].mean(), *stats.ttest_1samp(gaps[:3], 0).confidence_interval(0.95)))
+    assert intervals.interval(gaps[:1, None]) == (gaps[0], None, None)
+    assert intervals.interval(np.ones((2, 5))) == (1, None, None), "where nothing varies nobody knows how sure that is"
 
 
 def test_with_many_seeds_it_is_as_wide_as_the_bootstrap_that_resamples_seeds_and_problems():
     rng = np.random.default_rng(1)
     gaps = rng.normal(0, 0.5, (12, 1)) + rng.normal(0, 1, (1, 80)) + rng.normal(0, 1, (12, 80))
     means = [gaps[rng.integers(12, size=12)][:, rng.integers(80, size=80)].mean() for _ in range(3000)]
-    mean, low, high = claims.interval(gaps)
+    mean, low, high = intervals.interval(gaps)
     assert high - low == pytest.approx(np.subtract(*np.quantile(means, [0.975, 0.025])), rel=0.2)
 
 
@@ -57,7 +57,7 @@ def test_three_seeds_cover_the_truth(seed, problem, rest):
     rng, hits, naive = np.random.default_rng(2), [], []
     for _ in range(600):
         gaps = 0.3 + rng.normal(0, seed, (3, 1)) + rng.normal(0, problem, (1, 100)) + rng.normal(0, rest, (3, 100))
-        _, low, high = claims.interval(gaps)
+        _, low, high = intervals.interval(gaps)
         hits.append(low < 0.3 < high)
         naive.append(abs(gaps.mean() - 0.3) < 1.96 * gaps.std() / gaps.size ** 0.5)
     assert np.mean(hits) > 0.93
@@ -69,9 +69,9 @@ def test_shares_without_their_answers_cover_the_truth(a, b):
     counts, n = np.arange(201), 200
     first, second = (stats.binom.pmf(counts, n, p) for p in (a, b))
     covered = sum(first[i] * second[j] for i in counts for j in counts if first[i] * second[j] > 1e-7
-                  and (gap := claims.share_interval([i / n], [j / n], n))[1] <= a - b <= gap[2])
+                  and (gap := intervals.share_interval([i / n], [j / n], n))[1] <= a - b <= gap[2])
     assert covered > 0.93
-    assert claims.share_interval([1.0], [0.0], 200)[1] < 1, "a share of 1 is not certain"
+    assert intervals.share_interval([1.0], [0.0], 200)[1] < 1, "a share of 1 is not certain"
 
 
 def test_the_rule_of_the_verdict():
@@ -379,18 +379,43 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text()
 
 
-def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys):
+@pytest.mark.parametrize("given", [(), ("--out", "elsewhere.json"), ("--root", "elsewhere")])
+def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys, given):
+    """Nor does its tokenizer come among nano's arms."""
     with pytest.raises(SystemExit):
-        claims.arguments(["--preset", "micro"])
-    assert "give --out" in capsys.readouterr().err
+        claims.arguments(["--preset", "micro", *given])
+    assert "give --out and --root" in capsys.readouterr().err
+
+
+def test_what_is_published_stays_until_as_much_is_known_again():
+    compares = ledger.Compare("m", "a", "b", "> 0"), ledger.Compare("m", "c", "b")
+    claim = ledger.Claim("x", "x", "K2 1", "", "", compares=compares)
+    gap = lambda arm, *seeds: {"claim": "x", "metric": "m", "arm": arm, "against": "b", "seeds": list(seeds)}
+    others = [gap("a", 0, 1), gap("c", 0), gap("asked no more", 0, 1, 2), gap("a", 0, 1, 2) | {"claim": "y"}]
+    assert claims.covers(claim, [gap("a", 0, 1, 2), gap("c", 0)], others) and claims.covers(claim, [gap("a", 0)], [])
+    assert not claims.covers(claim, [gap("a", 0, 1)], others), "a comparison less"
+    assert not claims.covers(claim, [gap("a", 0, 2), gap("c", 0)], others), "another seed"
+    assert not claims.covers(claim, [], [])
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["problems alike", "problems apart"])
+def test_bootstrapped_rows_cover_the_truth_however_alike_problems_are_between_seeds(alike):
+    rng, hits = np.random.default_rng(3), []
+    for _ in range(400):
+        hard = rng.normal(0, 1, (1, 200)) * alike
+        gaps = 0.3 + rng.normal(0, 0.01, (3, 1)) + hard + rng.normal(0, 1, (3, 200)) * (not alike)
+        half = 1.96 * gaps.std(1) / 200 ** 0.5
+        _, low, high = intervals.bootstrapped({"mean": gaps.mean(), "values": gaps.mean(1), "problems": 200}, gaps.mean(1) - half, gaps.mean(1) + half)
+        hits.append(low < 0.3 < high)
+    assert np.mean(hits) > 0.93
 
 
 def test_a_bootstrapped_row_of_several_seeds_knows_that_seeds_differ():
     """Three seeds whose own intervals are narrow and which disagree: no yes."""
     row = {"mean": 1 / 30, "values": [0.1, 0.1, -0.1], "problems": 500}
-    mean, low, high = claims.bootstrapped(row, [0.08, 0.08, -0.12], [0.12, 0.12, -0.08])
+    mean, low, high = intervals.bootstrapped(row, [0.08, 0.08, -0.12], [0.12, 0.12, -0.08])
     assert mean == pytest.approx(1 / 30) and low < -0.1 and high > 0.15
-    assert claims.bootstrapped({"mean": 0.1, "values": [0.1], "problems": 500}, [0.07], [0.12]) == (0.1, 0.07, 0.12)
+    assert intervals.bootstrapped({"mean": 0.1, "values": [0.1], "problems": 500}, [0.07], [0.12]) == (0.1, 0.07, 0.12)
 
 
 def test_stale_responses_wait_and_survive_a_checkpoint(tmp_path, tokenizer, monkeypatch):

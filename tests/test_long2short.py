@@ -13,6 +13,7 @@ import rl
 import sample as chat
 from nanokimi import data, hf, lengths, long2short
 from nanokimi.engine import Response
+from nanokimi.intervals import interval
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import budgets_of, merge, preferences, shortest, within_budget
 from nanokimi.policy import dpo
@@ -215,7 +216,7 @@ def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypat
     chat.main(["hi", "--run", str(shortened), "--stage", "l2s-dpo", "--plain", "--max-new", "3"])
     with pytest.raises(SystemExit, match="2"):
         chat.main(["hi", "--run", str(shortened), "--stage", "none", "--plain"])
-    assert "no trained model" in capsys.readouterr().err
+    assert "no finished stage none" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["rl.py", "--run", str(shortened), "--start", "l2s-merge", "--name", "after", "--iterations", "1", "--pool", "28",
                                       "--problems", "4", "--k", "2", "--max-new", "4", "--threads", "1"])
     rl.main()
@@ -271,13 +272,16 @@ def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
 
 
 def test_gains_are_paired_by_problem():
-    """Problems that both solve, or neither, count as 0; the interval is about that of a normal mean."""
-    first, second = lengths.Answers([True] * 60 + [False] * 40), lengths.Answers([True] * 40 + [False] * 60)
+    """Problems that both solve, or neither, count as 0; results have the interval over seeds and problems."""
+    first, second = (lengths.Answers([True] * right + [False] * (100 - right), [9] * 100) for right in (60, 40))
     gaps = lengths.gained(first, second)
     assert gaps.tolist() == [0.0] * 40 + [1.0] * 20 + [0.0] * 40 and lengths.gained(second, first).tolist() == (-gaps).tolist()
-    row = lengths.paired("gain", gaps)
-    half = 1.96 * gaps.std() / len(gaps) ** 0.5
-    assert row["gain"] == 0.2 and [row["gain_low"], row["gain_high"]] == pytest.approx([0.2 - half, 0.2 + half], abs=0.015)
+    answers = {"long": second, "brief": second, "l2s-merge": first}
+    card = {"stages": {stage: {"arithmetic": a} for stage, a in answers.items()}, "caps": {0.5: {"arithmetic": second}}, "more": {}}
+    rows = {row["name"]: row for row in lengths.rows_over_seeds([card, card], "l2s-merge", 100)}
+    row = rows["l2s-merge_vs_long"]
+    assert row["values"] == [0.2, 0.2] and (row["mean"], row["low"], row["high"]) == pytest.approx(interval([gaps, gaps]))
+    assert "low" not in rows["l2s_acc_drop"] and row["problems"] == 500 and rows["l2s-merge_arithmetic"]["problems"] == 100
 
 
 def test_best_saves_most_among_those_that_keep_accuracy():

@@ -236,6 +236,8 @@ def test_stages_begin_from_the_right_base_or_not_at_all(tmp_path):
     (tmp_path / "pretrain" / "model.safetensors").touch()
     with pytest.raises(BadInput, match="half done"):
         plan.base(tmp_path, "longctx")
+    (tmp_path / "sft" / "model.safetensors").touch()                     # finished, killed before its checkpoint was cleared
+    assert plan.base(tmp_path, "longctx") == tmp_path / "pretrain"
     assert plan.base(tmp_path, "pretrain") is None and plan.base(tmp_path, "sft") == tmp_path / "pretrain"
     (tmp_path / "longctx" / "step-000002").mkdir()
     with pytest.raises(BadInput, match="long context of .* is half done"):

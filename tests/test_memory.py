@@ -110,10 +110,14 @@ def test_forward_on_a_gpu_finds_everything_there(name):
             model.loss(batch_of(preset, tokenizer))
 
 
-def test_while_responses_are_sampled_the_optimizer_waits():
-    preset = SIZES["micro"]
+def test_while_responses_are_sampled_the_optimizer_waits_and_they_are_as_many_as_the_engine_takes(monkeypatch):
+    preset, generation, asked = SIZES["micro"], memory.generation, []
+    monkeypatch.setattr(memory, "generation", lambda model, ledger, engine, prompts, *rest, **more:
+                        asked.append([len(p.ids) for p in prompts]) or generation(model, ledger, engine, prompts, *rest, **more))
+    monkeypatch.setattr("nanokimi.engine.PREFILL_TOKENS", 4000)
     needs = memory.needs(preset, tokenizer_of(preset))
     assert needs["rl: responses"].optimizer == pytest.approx(needs["pretrain"].optimizer, rel=1e-4)
+    assert len(asked[0]) == 4000 // max(asked[0]) < memory.PROBLEMS * memory.K and asked[0] == sorted(asked[0], reverse=True)
 
 
 def test_k25_has_the_released_shapes():

@@ -82,6 +82,22 @@ def test_files_as_people_have_them(tmp_path, tokenizer):
     assert examples["metadata.jsonl, line 1"].problem.modality == "video" and "b.jsonl, line 2, part 3" in examples
 
 
+@pytest.mark.parametrize("size", [(400, 300), (300, 130), (40, 24)])
+def test_what_is_asked_is_kept_as_small_as_it_is_seen(tmp_path, tokenizer, size):
+    """And prepared again it is what was learned from."""
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)) for _ in range(9)]
+    frames[0].save(tmp_path / "a.png")
+    frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    put(tmp_path, "metadata.jsonl", [{"file_name": name, "text": "noise"} for name in ("a.png", "b.webp")])
+    for example in own.read(tmp_path, tokenizer, VISION):
+        part, = example.problem.context
+        kept, again = getattr(part, "pixels", getattr(part, "frames", None)), data.prepared(part, VISION)
+        learned, again = example.forms[0].clips, again if isinstance(again, list) else [again]
+        assert kept.nbytes <= sum(clip.frames.nbytes for clip in learned)
+        assert all(np.array_equal(a.frames, b.frames) and a.seconds == b.seconds for a, b in zip(learned, again, strict=True))
+
+
 def test_what_is_held_out_goes_by_the_file(tmp_path, tokenizer):
     """Two questions about one picture are on one side, and text is never held out: nothing would be measured on it."""
     rows = []
@@ -210,7 +226,7 @@ def test_stopped_and_continued_equals_uninterrupted(monkeypatch, run, tmp_path):
 def test_other_settings_do_not_continue(run):
     (run / "tuned").mkdir()
     own.settle(run / "tuned", {"steps": 4})
-    with pytest.raises(ValueError, match="another steps"):
+    with pytest.raises(ValueError, match="was started with steps 4, not 5"):
         own.settle(run / "tuned", {"steps": 5})
 
 

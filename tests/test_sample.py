@@ -264,12 +264,12 @@ def test_the_newest_stage_is_used(run):
 
 
 def test_interactive_chat(run, png, tmp_path, monkeypatch, capsys):
-    lines = iter(["hello?", f"/image {png}", "what?", f"/video {gif(tmp_path / 'a.gif')}", "and now?", "/image none.png", "/dance", "",
+    lines = iter(["hello?", f"/image {png}", "what?", f"/video {gif(tmp_path / 'a.gif')}", "and now?", "/image none.png", "/video", "/dance", "",
                   "/new", "again?", "/quit"])
     monkeypatch.setattr(builtins, "input", lambda _: next(lines))
     sample.main(["--run", str(run), "--plain", "--max-new", "3"])
     out = capsys.readouterr().out
-    assert "no such file: none.png" in out and "unknown command /dance" in out
+    assert "no such file: none.png" in out and "/video needs a file" in out and "unknown command /dance" in out
     assert next(lines, None) is None
 
 
@@ -355,6 +355,25 @@ def test_a_question_that_fails_was_never_put(run, png):
     chat.engine.tokenizer.render_chat = render
     chat.ask("second?")
     assert "first?" not in chat.engine.tokenizer.decode(seen[0].ids) and len(seen[0].clips) == 1 and chat.waiting == []
+
+
+def test_what_does_not_fit_is_not_put_again(run, png):
+    chat, seen, _ = chat_with(run, says("one"))
+    chat.add_image(png)
+    stream, chat.engine.stream = chat.engine.stream, lambda prompt, *_: chat.engine._room(prompt, 10 ** 9) and iter([])
+    with pytest.raises(BadInput, match="leaves no room"):
+        chat.ask("long " * 600)
+    chat.engine.stream = stream
+    assert chat.ask("second?") == "one" and seen[0].clips == []
+
+
+def test_calls_of_a_malformed_turn_wait_for_no_result(run):
+    pytest.importorskip("pydantic_monty")
+    call = lambda text: {"name": "python", "arguments": {"code": f"print({text!r})"}}
+    chat, seen, _ = chat_with(run, says("cut off", [call("never run")]) | {"well_formed": False}, says("", [call("this one")]), says("done"), tools=True)
+    assert chat.ask("first?") == "cut off" and chat.ask("second?") == "done"
+    said = chat.engine.tokenizer.decode(seen[2].ids)
+    assert "functions.python:0\nthis one" in said and "never run" not in said
 
 
 def test_special_text_from_the_user_is_text(run):
