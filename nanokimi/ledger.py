@@ -100,7 +100,7 @@ CLAIMS = [
     Claim("nplus1-share", "few clips are enough, and pictures are not hurt by them", "K2.5 4.2",
           "pictures and clips train one encoder together (the share of clips is not disclosed)",
           "0, 1, 5 or 20 % of the documents are clips",
-          shared={"mix": NAMES, "steps": 280},
+          shared={"mix": NAMES, "steps": 220},
           arms={"none": {"clips": 0.0}, "1 %": {"clips": 0.01}, "5 %": {"clips": 0.05}, "20 %": {"clips": 0.2}},
           compares=(Compare("names in clips that no clip showed", "1 %", "none"),
                     Compare("names in clips that no clip showed", "5 %", "none", "> 0"),
