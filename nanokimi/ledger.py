@@ -115,7 +115,7 @@ CLAIMS = [
     Claim("zero-vision-sft", "text-only SFT generalises better than SFT on text and pictures", "K2.5 2.2",
           "visual trajectories in SFT hurt generalisation; text-vision SFT was much worse on visual agentic tasks",
           "from the same pre-trained run, chats on text alone or half of them on pictures, equally many tokens; clips are in neither",
-          shared={"steps": 0, "sft_steps": 180, "sft_tokens": 4800},
+          shared={"steps": 0, "sft_steps": 110, "sft_tokens": 4800},
           arms={"text": {}, "both": {"pictures": 0.5}},
           compares=(Compare("clips in chat", "text", "both", "> 0"), Compare("pictures in chat", "text", "both"),
                     Compare("text in chat", "text", "both", "> -0.02")), minutes=2),
