@@ -122,7 +122,7 @@ CLAIMS = [
     Claim("zero-vision-questions", "zero-vision SFT needs pre-training that binds pictures to questions", "K2.5 2.2",
           "joint pre-training aligns vision and text well enough for text-only SFT (what in it does so is not said)",
           "0, 10 or 30 % of the pre-training documents ask questions about a picture; then the same text-only cold start",
-          shared={"mix": QUESTIONS_MIX, "steps": 210, "sft_steps": 80},
+          shared={"mix": QUESTIONS_MIX, "documents": 24, "steps": 140, "sft_steps": 60},
           arms={"none": {"questions": 0.0}, "10 %": {"questions": 0.1}, "30 %": {"questions": 0.3}},
           compares=(Compare("pictures in chat", "10 %", "none", "> 0"), Compare("pictures in chat", "30 %", "none", "> 0"),
                     Compare("what a picture tells in chat, nats", "10 %", "none", "> 0"),
