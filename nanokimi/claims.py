@@ -261,8 +261,8 @@ def write_results(args):
                 elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
             if claim.name in kept["minutes"]:                            # of what was published, not of arms that came to nothing here
                 minutes[claim.name], longest[claim.name] = kept["minutes"][claim.name], kept["longest"][claim.name]
-        elif seconds := seconds_taken(lines, claim.name):
-            minutes[claim.name], longest[claim.name] = round(seconds.total() / 60, 1), round(max(seconds.values()) / 60, 1)
+        elif seconds := [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]:     # not of older settings
+            minutes[claim.name], longest[claim.name] = round(sum(seconds) / 60, 1), round(max(seconds) / 60, 1)
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
     write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", **origins(args.root), "threads": 1,
                           "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
