@@ -336,6 +336,8 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
         claims.note(args, "finished", run, seconds=60.0)
     monkeypatch.setattr(claims, "begin", begin)
     monkeypatch.setattr(train.evaluate, "quick_documents", lambda *_: [])
+    noted = SimpleNamespace(root=root, out=out)                          # an arm of older settings, whose folder is gone: not of these minutes
+    claims.note(noted, "started", root / "tiny" / "a-lr9-0", anew=True, settings={}), claims.note(noted, "finished", root / "tiny" / "a-lr9-0", seconds=6000)
     claims.main(asked)
     assert len(started) == 6 and [split for _, split in started] == ["val"] * 4 + ["test"] * 2
     claims.main(asked)
