@@ -273,14 +273,14 @@ def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
 
 def test_gains_are_paired_by_problem():
     """Problems that both solve, or neither, count as 0; results have the interval over seeds and problems."""
-    first, second = (lengths.Answers([True] * right + [False] * (100 - right), [9] * 100) for right in (60, 40))
+    first, between, second = (lengths.Answers([True] * right + [False] * (100 - right), [9] * 100) for right in (60, 50, 40))
     gaps = lengths.gained(first, second)
     assert gaps.tolist() == [0.0] * 40 + [1.0] * 20 + [0.0] * 40 and lengths.gained(second, first).tolist() == (-gaps).tolist()
-    answers = {"long": second, "brief": second, "l2s-merge": first}
-    card = {"stages": {stage: {"arithmetic": a} for stage, a in answers.items()}, "caps": {0.5: {"arithmetic": second}}, "more": {}}
-    rows = {row["name"]: row for row in lengths.rows_over_seeds([card, card], "l2s-merge", 100)}
+    cards = [{"stages": {stage: {"arithmetic": a} for stage, a in {"long": second, "brief": second, "l2s-merge": merged}.items()},
+              "caps": {0.5: {"arithmetic": second}}, "more": {}} for merged in (first, between)]
+    rows = {row["name"]: row for row in lengths.rows_over_seeds(cards, "l2s-merge", 100)}
     row = rows["l2s-merge_vs_long"]
-    assert row["values"] == [0.2, 0.2] and (row["mean"], row["low"], row["high"]) == pytest.approx(interval([gaps, gaps]))
+    assert row["values"] == [0.2, 0.1] and (row["mean"], row["low"], row["high"]) == pytest.approx(interval([gaps, lengths.gained(between, second)]))
     assert "low" not in rows["l2s_acc_drop"] and row["problems"] == 500 and rows["l2s-merge_arithmetic"]["problems"] == 100
 
 
