@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nanokimi import data, plan                                          # noqa: E402
-from nanokimi.model import NO_LOSS, load                                       # noqa: E402
+from nanokimi.model import NO_LOSS, load                                 # noqa: E402
 from nanokimi.rollout import question_content                            # noqa: E402
 from nanokimi.tokenizer import Tokenizer                                 # noqa: E402
 from nanokimi.world import exam                                          # noqa: E402

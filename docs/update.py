@@ -28,7 +28,8 @@ def rows_table(content, wanted):
     lines = [f"| row | mean over {len(content['seeds'])} seed(s) | sd | target | met |", "|---|---|---|---|---|"]
     for row in filter(wanted, content["rows"]):
         sd = "" if row["sd"] is None else f"{row['sd']:.3f}"
-        lines.append(f"| {row['name']} | {row['mean']:.3f} | {sd} | {row['target'] or ''} | {met(row)} |")
+        between = f" ({row['low']:.3f} to {row['high']:.3f})" if row.get("low") is not None else ""
+        lines.append(f"| {row['name']} | {row['mean']:.3f}{between} | {sd} | {row['target'] or ''} | {met(row)} |")
     return "\n".join(lines)
 
 
@@ -66,7 +67,7 @@ RESULTS_HEAD = """# Every row of results/nano.json, nano60.json, rl.json and lon
 Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (twenty minutes)
 and `nano60` (`--minutes 60` without fast bf16; its targets are those of twenty minutes) are those of `nanokimi/evaluate.py`, rows of `rl`
 those of `nanokimi/gains.py`, rows of `long2short` those of `nanokimi/lengths.py`; `*_blind` is a row with the pictures of other problems,
-`*_low` and `*_high` are the ends of a 95 % interval.
+`*_low` and `*_high`, or what stands in brackets, are the ends of a 95 % interval.
 """
 
 

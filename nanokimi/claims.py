@@ -256,6 +256,8 @@ def write_results(args):
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
         if not covers(claim, gaps, kept["differences"]):                 # other folders know more: what is published stays
+            if gaps:
+                plan.say(f"{claim.name}: what is published has comparisons or seeds that are not here, so it stays.")
             more, gaps, chosen = published(kept, claim)
             if more:
                 elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
