@@ -465,7 +465,7 @@ def main():
     parser = argparse.ArgumentParser(description="Speed rows, side by side.")
     parser.add_argument("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores())
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args, commit = parser.parse_args(), plan.commit()                    # now: the files that this writes make the tree dirty
+    args, commit = parser.parse_args(), plan.commit()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""                              # all rows are about the CPU
     torch.set_num_threads(args.threads)
