@@ -6,8 +6,8 @@
     python -m nanokimi.claims --preset micro --root /tmp/m --out /tmp/m/claims.json      to see that everything runs; learns nothing
 
 Arms live in runs/claims/CLAIM/ARM-SEED, each a process with one thread, as many at a time as there are cores. Ctrl-C stops them after their
-step; the same command goes on. Arms that begin from a finished run take runs/s0, runs/s1, runs/s2 (python train.py --seed 0 --run runs/s0).
-Every started arm is a line of results/claims_runs.jsonl.
+step; the same command goes on. Arms that begin from a finished run begin from the released checkpoints, or from --base. Every started arm is
+a line of results/claims_runs.jsonl.
 """
 import argparse
 import json
@@ -25,7 +25,7 @@ import numpy as np
 
 from . import data, plan
 from .arms import Settings, preset_of
-from .checkpoint import finished, read_json, read_rows, write_json
+from .checkpoint import RELEASED, finished, read_json, read_rows, write_json
 from .errors import MOST_SEED, BadInput, command, number
 from .intervals import bootstrapped, interval, share_interval
 from .kernels import best_device
@@ -113,7 +113,7 @@ def begins_from(args, s, seed):
     if s.start:
         name, arm = s.start.split("/")
         return folder_of(args, BY_NAME[name], arm, seed)
-    base = Path(args.base.format(seed=seed))
+    base = Path(args.base.format(seed=seed)) if args.base else RELEASED
     if not finished(base / "sft"):
         raise BadInput(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
     return base
@@ -251,8 +251,8 @@ def write_results(args):
     """results/claims.json from all arms that are finished."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
-    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}, "minutes": {}, "longest": {}}
-    rows, differences, rates, minutes, longest, elsewhere = [], [], {}, {}, {}, {}
+    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}, "minutes": {}, "longest": {}, "begins": {}}
+    rows, differences, rates, minutes, longest, begins, elsewhere = [], [], {}, {}, {}, {}, {}
     for claim in CLAIMS:
         more, gaps, chosen = collect(args, claim)
         if not covers(claim, gaps, kept["differences"]):                 # other folders know more: what is published stays
@@ -261,14 +261,18 @@ def write_results(args):
             more, gaps, chosen = published(kept, claim)
             if more:
                 elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
-            if claim.name in kept["minutes"]:                            # of what was published, not of arms that came to nothing here
-                minutes[claim.name], longest[claim.name] = kept["minutes"][claim.name], kept["longest"][claim.name]
-        elif seconds := [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]:     # not of older settings
-            minutes[claim.name], longest[claim.name] = round(sum(seconds) / 60, 1), round(max(seconds) / 60, 1)
+            for now, then in ((minutes, kept["minutes"]), (longest, kept["longest"]), (begins, kept["begins"])):
+                now |= {name: value for name, value in then.items() if name == claim.name}       # of what was published, not of what is here
+        else:
+            seconds = [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]   # not of older settings
+            if seconds:
+                minutes[claim.name], longest[claim.name] = round(sum(seconds) / 60, 1), round(max(seconds) / 60, 1)
+            if not all(settings_of(claim, arm, args.preset).steps for arm in claim.arms):
+                begins[claim.name] = args.base or "results/checkpoints"
         rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
-    write_json(args.out, {"experiment": "claims", "command": f"python -m nanokimi.claims --base '{args.base}'", **origins(args.root), "threads": 1,
+    write_json(args.out, {"experiment": "claims", "command": "python -m nanokimi.claims", **origins(args.root), "threads": 1,
                           "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
-                          "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})
+                          "begins": begins, "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})
 
 
 def origins(root):
@@ -290,7 +294,8 @@ without their answers count as unpaired, which is wider; gains in `long2short.js
 claim was written down before the arms ran, as `expects`. **reproduced**: every such interval lies wholly on the claim's side; **partly**:
 some do; **not at this scale**: none does (the interval may hold 0, or lie on the other side: look). **no verdict**: found, but nothing that
 would decide it. Without an interval there is no yes. With one seed an interval knows nothing of luck between runs. Settings are those of
-`nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run.
+`nanokimi/arms.py` and options of `rl.py`; steps 0: begins from a finished run. Where every seed begins from the same one, the interval knows of luck in
+what followed, not in that run's pre-training.
 """
 
 
@@ -378,6 +383,8 @@ def section(claim, folder, content):
         chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
         tried = ", ".join(f"{rate:g}" for rate in claim.rates)
         lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
+        begins = content.get("begins", {}).get(claim.name)
+        lines += [f"- Arms with steps 0 begin from `{begins}`."] if begins else []
         longest = content.get("longest", {}).get(claim.name)
         took = f"About {claim.minutes:g} minutes of one core an arm and seed, estimated"
         if longest:
@@ -418,7 +425,7 @@ def arguments(argv=None):
     add = parser.add_argument
     add("claims", nargs="*", help=f"which (default: all that have arms): {', '.join(c.name for c in CLAIMS if c.arms)}")
     add("--seeds", type=number(int, 0, MOST_SEED), nargs="+", default=list(SEEDS))
-    add("--base", default="runs/s{seed}", help="finished runs of train.py for the arms that begin from one; {seed} is filled in")
+    add("--base", help="finished runs of train.py for arms that begin from one, {seed} is filled in (default: the released checkpoints)")
     add("--root", type=Path, default=Path("runs/claims"), help="where arms live")
     add("--out", type=Path, default=ROOT / "results" / "claims.json")
     add("--problems", type=number(int, 2), help="a row of the exam (default: as the ledger says)")
