@@ -375,7 +375,7 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     claims.note(args, "stopped", root / "tiny" / "a-7", seconds=6000)
     claims.write_results(args)
     kept = json.loads(out.read_text())
-    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates", "minutes", "longest")), "what others measured was thrown away"
+    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates", "minutes", "longest", "begins")), "what others measured was thrown away"
     assert kept["elsewhere"] == {"tiny": f"{published['machine']}, commit {published['commit']}"}
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
     assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text()
@@ -387,6 +387,37 @@ def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys, given
     with pytest.raises(SystemExit):
         claims.arguments(["--preset", "micro", *given])
     assert "give --out and --root" in capsys.readouterr().err
+
+
+def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
+    args = claims.arguments(["tools", "--root", str(tmp_path / "arms")])
+    args.precision, claim = "32-true", claims.BY_NAME["tools"]
+    run = claims.prepare(args, claim, "Python", 1)
+    assert (run / "pretrain" / "model.safetensors").read_bytes() == (checkpoint.RELEASED / "pretrain" / "model.safetensors").read_bytes()
+    args.base, wanted = str(tmp_path / "s{seed}"), claims.settings_of(claim, "Python", "nano")
+    with pytest.raises(claims.BadInput, match="s1 is no finished run"):
+        claims.begins_from(args, wanted, 1)
+    (tmp_path / "s1" / "sft").mkdir(parents=True)
+    (tmp_path / "s1" / "sft" / "model.safetensors").touch()
+    assert claims.begins_from(args, wanted, 1) == tmp_path / "s1"
+
+
+def test_results_say_where_their_arms_began_and_what_stays_keeps_it(tmp_path, monkeypatch):
+    claim = ledger.Claim("tiny", "tiny", "K2 1", "", "", shared={"steps": 0}, arms={"a": {}, "b": {}},
+                         compares=(ledger.Compare("largest attention logit", "a", "b"),))
+    monkeypatch.setattr(claims, "CLAIMS", [claim])
+    out = tmp_path / "claims.json"
+    args = claims.arguments(["--root", str(tmp_path / "arms"), "--out", str(out)])
+    for arm in "ab":
+        (run := claims.folder_of(args, claim, arm, 0)).mkdir(parents=True)
+        checkpoint.write_json(run / "test.json", {"log max_logit": [1.0], "machine": "m", "precision": "32-true", "commit": "c"})
+    for base, said in ((None, "results/checkpoints"), ("runs/s{seed}", "runs/s{seed}")):
+        args.base = base
+        claims.write_results(args)
+        assert json.loads(out.read_text())["begins"] == {"tiny": said}
+    args.root, args.base = tmp_path / "elsewhere", None
+    claims.write_results(args)
+    assert json.loads(out.read_text())["begins"] == {"tiny": "runs/s{seed}"}, "these arms began elsewhere"
 
 
 def test_what_is_published_stays_until_as_much_is_known_again():
