@@ -314,8 +314,8 @@ def hopeless(row, progress, patience=5):
 
 
 def shorten(args, run, source, folder, problems=768):
-    """Shortest rejection sampling (k1.5 2.4): k samples of the stage `source` to problems that are mostly solved, supervised learning on the
-    shortest right one. Writes the model into `folder`."""
+    """Shortest rejection sampling (k1.5 2.4): k samples of the stage `source` to problems of the better solved three quarters of its pool,
+    supervised learning on the shortest right one. Writes the model into `folder`."""
     engine, pool = engine_of(run, load(source, best_device()).train()), read_pool(source)
     rng = np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6])
     items = sorted(pool, key=lambda item: -item.success)[:2 * problems]

@@ -442,7 +442,7 @@ def write_profile(path, shares, values, commit):
 
 Written by `python -m nanokimi.bench`: half of a nano pre-training step (one of train.py's two processes) on one thread, {plan.machine()},
 commit {commit}. The model's matrix products are {median['step_gflop']:.1f} GFLOP a half step, done in {median['half_step_ms']:.0f} ms; a large product of
-the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.0f} % of the time is useful arithmetic at full speed**.
+the same dtype reaches {median['matmul_peak_gflops']:.0f} GFLOP/s on this thread: **{100 * median['useful_flops_share']:.1f} % of the time (median of the steps' own shares) is useful arithmetic at full speed**.
 
 By part of the model. This is one process without the other: it orthogonalises all matrices for half of the data. In a training the two
 share that work (`nanokimi/muon.py`), so that the optimizer's part is smaller there; `optimizer_share` is one process with all of the data:
