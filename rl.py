@@ -62,6 +62,7 @@ def arguments():
     add("--temperature", type=number(float, 0.01), default=1.0)
     add("--max-new", type=number(int, 1), default=rollout.MAX_NEW, help="tokens a turn")
     add("--seed", type=number(int, 0, MOST_SEED), default=0)
+    add("--precision", choices=plan.PRECISIONS, help="of Newton-Schulz (default: whichever is faster here); all else is in fp32")
     add("--threads", type=number(int, 1, MOST_THREADS), default=plan.cores(), help="CPU cores; two or more are used by two processes")
     add("--save-every", type=number(float, 0), default=60, help="seconds between checkpoints")
     args = parser.parse_args()
@@ -108,13 +109,13 @@ def newest_run():
 
 def settle(folder, args):
     """Writes the settings at the first start; a later start must agree with them (minutes, iterations and threads may change)."""
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations")}
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations", "precision")}
     path = folder / "rl.json"
     folder.mkdir(parents=True, exist_ok=True)
     if team.rank() == 0 and not path.exists():
         checkpoint.write_json(path, {**given, "minutes": args.minutes, "iterations": args.iterations, "machine": plan.machine(), "commit": plan.commit(),
                                      "command": " ".join(["python", *sys.argv]), "threads": args.threads,
-                                     "precision": plan.faster_precision()})              # of Newton-Schulz, the same after a resume
+                                     "precision": args.precision or plan.faster_precision()})     # the same after a resume
     team.meet()
     kept = checkpoint.read_json(path)
     changed = [name for name, value in given.items() if kept.get(name, value) != value]      # an older run may not know a newer option
@@ -127,8 +128,8 @@ def flywheel(args, run):
     trajectories are recycled for later joint RL (K2.5 2.3)."""
     half = args.iterations and max(1, args.iterations // 2)
     name, rft = f"{args.name}-first", f"{args.name}-rft"
-    first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2 / (1 - SHORT_SHARE), "iterations": half, "name": name})    # all RL
-    last = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "start": rft})
+    first = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half, "name": name})
+    last = argparse.Namespace(**vars(args) | {"minutes": args.minutes / 2, "iterations": half and max(1, args.iterations - half), "start": rft})
     settle(run / args.name, last)                                        # refuses now, not after half of the time
     if not checkpoint.finished(run / rft):
         reinforce(first, run)
@@ -140,11 +141,12 @@ def recycle(args, run, source, folder, problems=512, documents=64, most=2, epoch
     """RFT: right samples of a finished RL stage, at most `most` a problem, teach the starting stage."""
     sampler, learns = load(run / source, best_device()), load(run / args.start, best_device()).train()
     engine, rng = engine_of(run, sampler), np.random.default_rng([rollout.STREAM, args.seed, 10 ** 6 + 1])
+    precision = checkpoint.read_json(run / source / "rl.json", "precision")["precision"]
     pool = read_pool(run / source)
     items = [pool[i] for i in rng.permutation(len(pool))[:problems]]
     done = rollout.sample(engine, items, args.k, args.max_new, (args.seed, 10 ** 6 + 1), args.temperature)
     kept = [talk.response.trajectory(talk.prompt) for group in done for talk in long2short.right_ones(group)[:most]]
-    Learner(learns, engine.tokenizer, muon(learns, lr)).imitate_all(kept, documents, rng, epochs)
+    Learner(learns, engine.tokenizer, muon(learns, lr, plan.matmul_dtype(precision))).imitate_all(kept, documents, rng, epochs)
     plan.say(f"flywheel: {len(kept)} successes of {len(done)} problems teach {args.start}; saved in {folder}")
     team.once(save, learns, folder)
 
@@ -224,8 +226,9 @@ def resumed(args, folder, engine, state):
     with reading(folder, "delete its step-* to begin again, or give another --name"):
         pool = [rollout.Item(**item) for item in state["pool"]]
         thawed = lambda groups: [rollout.thaw(engine, group, pool) for group in groups]
-        waiting = [rollout.carry_on(engine, thawed(groups), args.temperature)[0] for groups in state["waiting"]]         # for their rewards
-        return Progress(pool, state["step"], state["seconds"], thawed(state["unfinished"]), waiting, state["barren"])
+        unfinished, waiting = thawed(state["unfinished"]), [thawed(groups) for groups in state["waiting"]]
+    waiting = [rollout.carry_on(engine, groups, args.temperature)[0] for groups in waiting]         # for their rewards; processes meet here
+    return Progress(pool, state["step"], state["seconds"], unfinished, waiting, state["barren"])
 
 
 def make_learner(args, engine, precision):
@@ -272,7 +275,7 @@ def iterate(args, folder, engine, learner, progress, stop, panel):
         for group in groups:
             group.remember()
         progress.step, progress.seconds = progress.step + 1, team.gather(time.perf_counter() - started)[0]
-        row = summary(groups, progress.unfinished, stats, clock)
+        row = summary(groups, progress.unfinished, stats, clock, sampler.version)
         row |= {"iteration": progress.step, "seconds": round(progress.seconds, 2), "handover_s": handover}
         panel.row(row)
         hopeless(row, progress)
@@ -308,7 +311,7 @@ def hopeless(row, progress, patience=5):
         return
     progress.barren = None if row["steps"] else progress.barren + 1
     if progress.barren == patience:
-        why = "no response ever earned anything" if row["reward"] == 0 else "all responses to a problem earn the same"
+        why = "all responses to a problem earned the same" + (" (in the last one: nothing)" if row["reward"] == 0 else "")
         raise BadInput(f"in the first {patience} iterations {why}, so there is nothing to learn from: start from a model that sometimes succeeds and "
                        "sometimes fails (python sample.py shows what it does), raise --temperature or --k, or choose other problems.")
 

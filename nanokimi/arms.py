@@ -5,6 +5,7 @@
 nanokimi/claims.py writes the folder's arm.json and starts this, one process and one thread an arm, so that neither the number of cores nor
 how busy they are changes a number. Killed or stopped, the same command goes on from the last checkpoint.
 """
+import argparse
 import json
 import math
 import sys
@@ -208,12 +209,12 @@ def train_stage(stage, run, s, seed, precision, fabric, log, stop):
     checkpoint.clear(run / stage)
 
 
-def reinforce(run, s, seed):
+def reinforce(run, s, seed, precision):
     """rl.py with the arm's options, without the closing stage."""
     if checkpoint.finished(run / "rl"):
         return
     options = [text for name, value in s.rl.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
-    sys.argv = ["rl.py", "--run", str(run), "--seed", str(seed), "--threads", "1", *options]
+    sys.argv = ["rl.py", "--run", str(run), "--seed", str(seed), "--threads", "1", "--precision", precision, *options]
     args = rl.arguments()
     (rl.flywheel if args.flywheel else rl.reinforce)(args, run)
 
@@ -229,7 +230,7 @@ def run_arm(run, note):
         if s.sft_steps:
             train_stage("sft", run, s, seed, note["precision"], fabric, log, stop)
     if s.rl:
-        reinforce(run, s, seed)
+        reinforce(run, s, seed, note["precision"])
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------------------------
@@ -323,9 +324,13 @@ def measure(run, s, wanted, split, number):
 
 @command
 def main():
-    """python -m nanokimi.arms FOLDER SPLIT"""
-    run, split = Path(sys.argv[1]), sys.argv[2]
-    note = json.loads((run / "arm.json").read_text())
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train and ask one arm of the ledger, whose folder nanokimi.claims prepared.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("split", choices=["val", "test"])
+    args = parser.parse_args()
+    run, split = args.run, args.split
+    note = checkpoint.read_json(run / "arm.json", "settings", "seed", "precision", "problems", "wanted")
     torch.set_num_threads(1)
     with plan.hold(run):
         run_arm(run, note)

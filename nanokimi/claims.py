@@ -83,12 +83,16 @@ def folder_of(args, claim, arm, seed, rate=None):
 
 
 def prepare(args, claim, arm, seed, rate=None):
-    """The arm's folder with its settings and what it begins from; returns it. BadInput if it was begun with others."""
+    """The arm's folder with its settings and what it begins from; returns it. One that answered other questions is asked again. BadInput if it
+    was trained otherwise."""
     run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
-    note = {"settings": asdict(s), "seed": seed, "precision": args.precision, "problems": args.problems or claim.problems, "wanted": wanted(claim)}
-    note = json.loads(json.dumps(note))
-    if (run / "arm.json").exists() and kept_note(run) != note:
+    trained = {"settings": asdict(s), "seed": seed, "precision": args.precision, "begins": "" if s.steps else args.base or "results/checkpoints"}
+    note = json.loads(json.dumps(trained | {"problems": args.problems or claim.problems, "wanted": wanted(claim)}))
+    kept = kept_note(run) if (run / "arm.json").exists() else note
+    if any(kept[name] != note[name] for name in trained):
         raise BadInput(f"{run} was started with other settings: delete it, or give another --root.")
+    if kept != note:
+        (run / "val.json").unlink(missing_ok=True), (run / "test.json").unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     source = begins_from(args, s, seed)
     for part in ["tokenizer", *(["pretrain" if s.sft_steps else "sft"] if not s.steps else [])]:
@@ -102,7 +106,7 @@ def prepare(args, claim, arm, seed, rate=None):
 
 def kept_note(run):
     """What an arm was begun with; one that is older than a setting had its default."""
-    note = json.loads((run / "arm.json").read_text())
+    note = read_json(run / "arm.json", "settings", "seed", "precision", "begins")
     return note | {"settings": asdict(Settings(**note["settings"]))}
 
 
@@ -113,7 +117,7 @@ def begins_from(args, s, seed):
     if s.start:
         name, arm = s.start.split("/")
         return folder_of(args, BY_NAME[name], arm, seed)
-    base = Path(args.base.format(seed=seed)) if args.base else RELEASED
+    base = Path(args.base.replace("{seed}", str(seed))) if args.base else RELEASED
     if not finished(base / "sft"):
         raise BadInput(f"{base} is no finished run: python train.py --seed {seed} --run {base} first, or give --base.")
     return base
@@ -121,7 +125,7 @@ def begins_from(args, s, seed):
 
 def run_all(args, runs, split):
     """Trains and asks these arms, args.jobs at a time; those that have an answer are left alone. Ctrl-C: all save, exit 130."""
-    waiting, running = [run for run in runs if not (run / f"{split}.json").exists()], {}
+    waiting, running = [run for run in dict.fromkeys(runs) if not (run / f"{split}.json").exists()], {}
     try:
         while waiting or running:
             while waiting and len(running) < args.jobs:
@@ -192,11 +196,24 @@ def answers(run, metric, split="test"):
     return np.concatenate([content[f"{kind} {row}"] for row in rows])
 
 
-def collect(args, claim):
-    """(rows of the results file, differences, {arm: rate}) of what is there of a claim."""
+EMPTY = {"minutes": {}, "longest": {}, "begins": {}, "elsewhere": {}, "rates": {}, "rows": [], "differences": []}       # of a results file
+
+
+def measured(args, claim, lines):
+    """What finished arms tell of a claim, as parts of a results file. lines: of claims_runs.jsonl."""
     rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
     folders = {arm: {seed: folder_of(args, claim, arm, seed, rates[arm]) for seed in sorted({*SEEDS, *args.seeds})} for arm in claim.arms}
     finished = {arm: {seed: run for seed, run in runs.items() if (run / "test.json").exists()} for arm, runs in folders.items()}
+    seconds = [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]           # not of older settings
+    of_claim = {"rates": {arm: rate for arm, rate in rates.items() if rate}, "minutes": round(sum(seconds) / 60, 1),
+                "longest": round(max(seconds, default=0) / 60, 1),
+                "begins": "; ".join(sorted({kept_note(run)["begins"] for runs in finished.values() for run in runs.values()} - {""}))}
+    return {"rows": rows_of(claim, finished), "differences": [d for compare in claim.compares if (d := difference(claim, compare, finished))],
+            **{name: {claim.name: value} for name, value in of_claim.items() if value}}
+
+
+def rows_of(claim, finished):
+    """Mean of every metric and arm, over seeds. finished: {arm: {seed: folder}}."""
     rows = []
     for metric in dict.fromkeys(compare.metric for compare in claim.compares):
         for arm, runs in finished.items():
@@ -205,8 +222,7 @@ def collect(args, claim):
                 means = [float(v.mean()) for v in values]
                 rows.append({"name": f"{claim.name}/{arm}/{metric}", "mean": float(np.mean(means)), "values": means, "target": None,
                              "sd": float(np.std(means, ddof=1)) if len(means) > 1 else None, "problems": len(values[0])})
-    differences = [d for compare in claim.compares if (d := difference(claim, compare, finished))]
-    return rows, differences, {arm: rate for arm, rate in rates.items() if rate}
+    return rows
 
 
 def difference(claim, compare, finished):
@@ -241,38 +257,30 @@ def covers(claim, gaps, others):
                               if d["claim"] == claim.name and (key := (d["metric"], d["arm"], d["against"])) in wanted)
 
 
-def published(content, claim):
-    """What a results file holds of a claim, as `collect` finds it in folders."""
-    return ([row for row in content["rows"] if row["name"].startswith(f"{claim.name}/")],
-            [gap for gap in content["differences"] if gap["claim"] == claim.name], content["rates"].get(claim.name))
+def published(kept, claim):
+    """What a results file holds of a claim, and where its arms ran."""
+    out = {"rows": [row for row in kept["rows"] if row["name"].startswith(f"{claim.name}/")],
+           "differences": [gap for gap in kept["differences"] if gap["claim"] == claim.name]}
+    out |= {name: {claim.name: kept[name][claim.name]} for name in ("rates", "minutes", "longest", "begins") if claim.name in kept[name]}
+    where = {claim.name: kept["elsewhere"].get(claim.name) or f"{kept['machine']}, commit {kept['commit']}"} if out["rows"] else {}
+    return out | {"elsewhere": where}
 
 
 def write_results(args):
-    """results/claims.json from all arms that are finished."""
+    """results/claims.json from all arms that are finished; where other folders knew more, what is published stays."""
     notes = args.out.with_name(f"{args.out.stem}_runs.jsonl")
     lines = read_rows(notes) if notes.exists() else []
-    kept = read_json(args.out) if args.out.exists() else {"rows": [], "differences": [], "rates": {}, "minutes": {}, "longest": {}, "begins": {}}
-    rows, differences, rates, minutes, longest, begins, elsewhere = [], [], {}, {}, {}, {}, {}
+    kept, out = EMPTY | (read_json(args.out) if args.out.exists() else {}), dict(EMPTY)
     for claim in CLAIMS:
-        more, gaps, chosen = collect(args, claim)
-        if not covers(claim, gaps, kept["differences"]):                 # other folders know more: what is published stays
-            if gaps:
+        parts = measured(args, claim, lines)
+        if not covers(claim, parts["differences"], kept["differences"]):
+            if parts["differences"]:
                 plan.say(f"{claim.name}: what is published has comparisons or seeds that are not here, so it stays.")
-            more, gaps, chosen = published(kept, claim)
-            if more:
-                elsewhere[claim.name] = kept["elsewhere"].get(claim.name, f"{kept['machine']}, commit {kept['commit']}")
-            for now, then in ((minutes, kept["minutes"]), (longest, kept["longest"]), (begins, kept["begins"])):
-                now |= {name: value for name, value in then.items() if name == claim.name}       # of what was published, not of what is here
-        else:
-            seconds = [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]   # not of older settings
-            if seconds:
-                minutes[claim.name], longest[claim.name] = round(sum(seconds) / 60, 1), round(max(seconds) / 60, 1)
-            if not all(settings_of(claim, arm, args.preset).steps for arm in claim.arms):
-                begins[claim.name] = args.base or "results/checkpoints"
-        rows, differences, rates = rows + more, differences + gaps, rates | ({claim.name: chosen} if chosen else {})
+            parts = published(kept, claim)
+        for name, part in parts.items():
+            out[name] = out[name] | part if isinstance(part, dict) else out[name] + part
     write_json(args.out, {"experiment": "claims", "command": "python -m nanokimi.claims", **origins(args.root), "threads": 1,
-                          "seeds": sorted({seed for gap in differences for seed in gap["seeds"]}), "minutes": minutes, "longest": longest,
-                          "begins": begins, "elsewhere": elsewhere, "rates": rates, "rows": rows, "differences": differences})
+                          "seeds": sorted({seed for gap in out["differences"] for seed in gap["seeds"]}), **out})
 
 
 def origins(root):
@@ -436,8 +444,9 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     args.out = args.out.resolve()
     ours = (ROOT / "results" / "claims.json", ROOT / "runs" / "claims")
-    if args.preset != "nano" and not args.docs and (args.out == ours[0] or args.root.resolve() == ours[1]):
-        parser.error(f"--preset {args.preset} learns nothing, so its numbers are not published: give --out and --root")
+    look = "--preset micro learns nothing" if args.preset != "nano" else "--problems is for a look" if args.problems else ""
+    if look and not args.docs and (args.out == ours[0] or args.root.resolve() == ours[1]):
+        parser.error(f"{look}, so its numbers are not published: give --out and --root")
     unknown = [name for name in args.claims if name not in BY_NAME or not BY_NAME[name].arms]
     if unknown:
         parser.error(f"no claim with arms is called {unknown[0]}")

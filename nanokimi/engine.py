@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import plan, team
 from .data import shared_media
 from .errors import BadInput
 from .language import Cache
@@ -205,8 +204,8 @@ class Engine:
                 hidden, cache = self._prefill([contexts[row] for row in new])
                 lines.admit(new, cache, hidden, [len(contexts[row].ids) for row in new],
                             room=max(limits[row] - len(said[row]) for row in lines.rows + new))
-            steps = [min(len(said[row]), max(limits) - 1) for row in lines.rows]
-            tokens, logprobs = self._choose(lines.hidden, temperature, None if uniforms is None else uniforms[lines.rows, steps])
+            drawn = None if uniforms is None else uniforms[lines.rows, [min(len(said[row]), uniforms.shape[1] - 1) for row in lines.rows]]
+            tokens, logprobs = self._choose(lines.hidden, temperature, drawn)
             for row, token, logprob in zip(lines.rows, *torch.stack([tokens.float(), logprobs]).tolist()):
                 if logprob != logprob:
                     raise BadInput("the model's output is not a number: its training diverged; take another stage, or train again.")
@@ -296,8 +295,7 @@ class Engine:
     def _take(self, talk: "Conversation", new: Response) -> None:
         """Adds what was sampled; notes whether the turn, and with it perhaps the conversation, is over."""
         response = talk.response
-        response.ids, response.logprobs = response.ids + new.ids, response.logprobs + new.logprobs
-        response.sampled, response.versions = response.sampled + new.sampled, response.versions + new.versions
+        response.add(new.ids, new.logprobs, True, self.version)
         talk.segments, talk.turn_tokens = talk.segments + 1, talk.turn_tokens + len(new.ids)
         turn = Response(response.ids[len(response.ids) - talk.turn_tokens:])
         self._finish(turn, talk.prompt)
@@ -309,7 +307,7 @@ class Engine:
     def _answer(self, asked: list["Conversation"]) -> None:
         """Runs the calls of these conversations and forces the results on them; those without a turn or room for an answer are over."""
         able = [talk for talk in asked if talk.turns > 1]
-        with ThreadPoolExecutor(max(1, plan.cores() // team.size())) as threads:                      # a run's time limit is wall clock
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:     # no more than this process has: a run's time limit is wall clock
             answers = list(threads.map(self._tool_turn, able))
         for talk in asked:
             talk.over, talk.asks, talk.response.stop = True, False, "length"

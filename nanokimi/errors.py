@@ -53,6 +53,10 @@ def command(main):
     def wrapped(*args):
         try:
             return main(*args)
+        except KeyboardInterrupt:                                        # where a loop does not save of its own accord
+            if not second():
+                print("stopped: what was saved stays, and the same command goes on from there.", file=sys.stderr, flush=True)
+            sys.exit(130)
         except BrokenPipeError:                                          # nobody reads what is printed: no place for a sentence
             raise
         except (BadInput, OSError, SafetensorError) as error:
@@ -69,9 +73,14 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
+def second() -> bool:
+    """Whether this is a second process of a command, which leaves words to the first."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
 def fail(text: str):
     """Prints one sentence and ends with exit code 2. A second process waits: the first one says the same, and ends it."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if second():
         time.sleep(3)
     print(text, file=sys.stderr, flush=True)
     sys.exit(2)

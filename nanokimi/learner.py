@@ -95,8 +95,8 @@ class Learner:
         self.step()
         return sum(team.gather(loss.item()))
 
-    def imitate_all(self, documents: list[Rendered], size: int, rng=None, epochs: int = 1) -> None:
-        """Supervised learning on documents, `size` a step; with rng in random order."""
+    def imitate_all(self, documents: list[Rendered], size: int, rng, epochs: int) -> None:
+        """Supervised learning on documents in random order, `size` a step."""
         for _ in range(epochs):
             for part in batches_of(documents, size, rng):
                 self.imitate(part)
@@ -143,9 +143,9 @@ def everyones(stats: dict) -> dict:
                     "first": [ratio for part in seen for ratio in part["first"]]}
 
 
-def batches_of(things: list, size: int, rng=None):
-    """The things `size` at a time; with rng in random order."""
-    order = range(len(things)) if rng is None else rng.permutation(len(things))
+def batches_of(things: list, size: int, rng):
+    """The things in random order, `size` at a time."""
+    order = rng.permutation(len(things))
     for start in range(0, len(things), size):
         yield [things[i] for i in order[start:start + size]]
 

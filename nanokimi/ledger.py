@@ -202,8 +202,9 @@ CLAIMS = [
                     Compare("what RL trains, in chat", "24", "whole")), problems=200, minutes=3.5),
     Claim("flywheel", "successes of RL, taught to the start, make later RL better", "K2.5 2.3",
           "successful trajectories are recycled as RFT data for later joint RL (no numbers)",
-          "40 iterations of RL, or 20, supervised learning of the start on what they solve of 512 problems sampled once more, 20 from there",
-          shared={"steps": 0, "rl": RL}, arms={"plain": {}, "flywheel": {"rl": RL | {"flywheel": True}}},
+          "56 iterations of RL, or 20, supervised learning of the start on what they solve of 512 problems sampled once more, 20 from there: equally "
+          "many samples",
+          shared={"steps": 0, "rl": RL}, arms={"plain": {"rl": RL | {"iterations": 56}}, "flywheel": {"rl": RL | {"flywheel": True}}},
           compares=(Compare("what RL trains, in chat", "flywheel", "plain", "> 0"),), problems=200, minutes=4.5),
     Claim("tools", "Python sees what the eye does not", "K2.5 2.2",
           "pictures are handled by code: crop, binarise, count, measure (no comparison with the eye printed)",

@@ -22,7 +22,7 @@ from .intervals import interval
 from .kernels import best_device
 from .long2short import LONGEST, METHODS, STYLES, merge
 from .model import load
-from .report import save_png, style, wilson_interval
+from .report import save_png, style
 from .rollout import chat_prompt, content_of
 from .tokenizer import Rendered
 from .world import exam
@@ -187,14 +187,14 @@ def print_card(card: dict, number: int, split: str, best: str) -> None:
 
 
 def picture(cards: list[dict], path: Path) -> None:
-    """Accuracy against mean response tokens, all seeds together: overall, by ability, and long against its cap."""
+    """Accuracy against mean response tokens, over seeds: overall, by ability, and long against its cap."""
     pooled = {part: {key: {row: sum((card[part][key][row] for card in cards), Answers()) for row in ROWS} for key in cards[0][part]}
               for part in ("stages", "caps", "sweep")}
     fig = Figure(figsize=(15, 7))
     axes = fig.subplots(2, 4)
     panels = [("all", together), *((f"{row} ({kind})", lambda rows, row=row: rows[row]) for row, kind in ROWS.items())]
     for ax, (title, choose) in zip(axes.flat, panels):
-        frontier(ax, pooled, choose)
+        frontier(ax, cards, pooled, choose)
         style(ax, title, "mean response tokens")
     caps_panel(axes[1, 2], pooled["caps"])
     axes[0, 0].set_ylabel("accuracy")
@@ -206,13 +206,12 @@ def picture(cards: list[dict], path: Path) -> None:
     save_png(fig, path)
 
 
-def frontier(ax, pooled: dict, choose) -> None:
-    """One panel: a point with its 95 % interval for every stage, and the line of merged weights."""
+def frontier(ax, cards: list[dict], pooled: dict, choose) -> None:
+    """One panel: a point for every stage with its 95 % interval over seeds and problems, and the line of merged weights."""
     for stage, rows in pooled["stages"].items():
-        answers = choose(rows)
-        low, high = wilson_interval(sum(answers.hits), len(answers.hits))
-        ax.errorbar(answers.length, answers.accuracy, [[answers.accuracy - low], [high - answers.accuracy]], fmt="o", capsize=2,
-                    label=stage.removeprefix("l2s-"))
+        mean, low, high = interval([choose(card["stages"][stage]).hits for card in cards])
+        bars = None if low is None else [[mean - low], [high - mean]]
+        ax.errorbar(choose(rows).length, mean, bars, fmt="o", capsize=2, label=stage.removeprefix("l2s-"))
     if "l2s-merge" in pooled["stages"] and pooled["sweep"]:
         line = [pooled["stages"]["long"], pooled["sweep"][0.25], pooled["stages"]["l2s-merge"], pooled["sweep"][0.75], pooled["stages"]["brief"]]
         ax.plot([choose(rows).length for rows in line], [choose(rows).accuracy for rows in line], ":", color="grey", label="merged, any share")
@@ -227,15 +226,15 @@ def caps_panel(ax, caps: dict) -> None:
 
 
 def total_minutes(run: Path) -> float:
-    """Wall clock of the two models and all methods, without the sampling that methods share."""
+    """Wall clock of the two models and all methods, without the sampling that they share."""
     notes = [run / stage / "long2short.json" for stage in STAGES]
     return round(sum(json.loads(note.read_text())["seconds"] for note in notes if note.exists()) / 60, 2)
 
 
-def report(run: Path, number: int = 100) -> None:
+def report(run: Path) -> None:
     """What python rl.py long2short ends with: the val card and RUN/long2short.png."""
-    card = measure(run, "val", number)
-    print_card(card, number, "val", best_method(card["stages"]) if set(CANDIDATES) & set(card["stages"]) else "")
+    card = measure(run, "val", CHOICE)
+    print_card(card, CHOICE, "val", best_method(card["stages"]) if set(CANDIDATES) & set(card["stages"]) else "")
     picture([card], run / "long2short.png")
     plan.say(f"figure: {run / 'long2short.png'}")
 

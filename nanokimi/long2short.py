@@ -261,7 +261,7 @@ def run_methods(run: Path, args) -> None:
     asked = METHODS if args.method == "all" else (args.method,)
     for method in asked:
         if finished(run / f"l2s-{method}"):
-            check(run / f"l2s-{method}", MATTERS[method], args, "delete it to make it anew")
+            check(run / f"l2s-{method}", ("base", "seed", "sft_steps", "sft_lr", *MATTERS[method]), args, "delete it to make it anew")
     wanted = [method for method in asked if not finished(run / f"l2s-{method}")]
     team.meet()                                                          # all have looked before one of them writes
     groups = []

@@ -15,15 +15,14 @@ SHOWN = {"reward": "{:.3f}", "pass_rate": "{:.1%}", "zero_variance": "{:.0%}", "
          "tool_errors": "{:.1%}", "rollout_tokens_s": "{:.0f}", "update_tokens_s": "{:.0f}", "steps": "{}", "stale": "{:.1%}"}
 
 
-def summary(groups, unfinished, stats, clock):
-    """The numbers of an iteration. clock: perf_counter before the rollout, after it, and after the update."""
+def summary(groups, unfinished, stats, clock, version):
+    """The numbers of an iteration. clock: perf_counter before the rollout, after it, and after the update; version: the policy of now."""
     taken = {"rollout_s": clock[1] - clock[0], "update_s": clock[2] - clock[1], "unfinished": len(unfinished)}
     if not groups:
         return taken | {"steps": 0, "abilities": {}}                             # nothing is over yet (--segment, --stale)
     responses = [response for group in groups for response in group.responses]
     rewards = np.array([group.rewards for group in groups])                      # (P, k)
     logprobs = [logprob for r in responses for logprob in r.own_logprobs()]
-    newest = max(version for r in responses for version in r.versions)
     calls = [ok for r in responses for ok in r.tools]
     abilities = {}
     for group in groups:
@@ -37,7 +36,7 @@ def summary(groups, unfinished, stats, clock):
             "tool_calls": len(calls) / len(responses), "tool_errors": float(np.mean([not ok for ok in calls])) if calls else 0.0,
             "rollout_tokens_s": len(logprobs) / (clock[1] - clock[0]), "update_tokens_s": stats["tokens"] / (clock[2] - clock[1]),
             **taken, "steps": stats["steps"],
-            "stale": float(np.mean([version < newest for r in responses for version in r.versions])),
+            "stale": float(np.mean([sampled_by < version for r in responses for sampled_by in r.versions])),
             "abilities": {name: float(np.mean(values)) for name, values in sorted(abilities.items())}}
 
 

@@ -23,7 +23,7 @@ PIXELS_PER_RUN = 2 ** 17        # two pictures of 256 x 256: reading costs host 
 PICTURES_PER_RUN = 4            # that a result may hold (ours)
 CODE_CHARACTERS = 20_000
 MESSAGE_CHARACTERS = 1000       # of an error, which can quote anything
-WORKERS = 128                   # sandboxes open at once, 10 MB each
+WORKERS = 128                   # sandboxes open at once; 1 MB each, up to 40 MB once they hold pixels
 _OPENING = Lock()
 
 

@@ -78,6 +78,17 @@ def says(monkeypatch, capsys):
     return run_it
 
 
+@pytest.mark.parametrize("rank, words", [("0", "the same command goes on"), ("1", "")])
+def test_ctrl_c_is_one_sentence_of_the_first_process(monkeypatch, capsys, rank, words):
+    def interrupted():
+        raise KeyboardInterrupt
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        errors.command(interrupted)()
+    said = capsys.readouterr().err
+    assert stop.value.code == 130 and words in said and bool(said) == bool(words) and "Traceback" not in said
+
+
 ASK = ("what is it?", "--plain", "--max-new", "2", "--instant")
 RL = ("--iterations", "1", "--pool", "4", "--problems", "2", "--k", "2", "--max-new", "4", "--threads", "1", "--save-every", "0")
 

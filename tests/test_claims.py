@@ -1,4 +1,5 @@
 """The ledger: intervals against closed forms and simulation, arms that differ only in what they claim, going on, the generated page."""
+import inspect
 import json
 import re
 import shutil
@@ -112,9 +113,10 @@ def test_arms_have_the_same_budget_and_valid_options(claim, monkeypatch):
         changed = {name for name, value in asdict(s).items() if value != getattr(Settings(**claim.shared), name)}
         assert changed <= set(claim.arms[arm]), arm
         if s.rl:
-            monkeypatch.setattr(rl, "reinforce", lambda args, *_, **__: seen.add((args.iterations, args.problems, args.k, args.pool)))
+            again = inspect.signature(rl.recycle).parameters["problems"].default if s.rl.get("flywheel") else 0
+            monkeypatch.setattr(rl, "reinforce", lambda args, *_, **__: seen.add((args.k * (args.iterations * args.problems + again), args.pool)))
             monkeypatch.setattr(rl, "flywheel", rl.reinforce)
-            arms.reinforce(Path("nowhere"), s, 0)
+            arms.reinforce(Path("nowhere"), s, 0, "32-true")
     assert len(seen) <= 1
 
 
@@ -122,7 +124,7 @@ def test_a_flywheel_arm_ends_with_rl(monkeypatch):
     ended = []
     monkeypatch.setattr(rl, "reinforce", lambda args, run: ended.append(args.name)), monkeypatch.setattr(rl, "close", None)
     monkeypatch.setattr(rl, "settle", lambda *_: None), monkeypatch.setattr(rl, "recycle", lambda *_: None)
-    arms.reinforce(Path("nowhere"), Settings(rl={"flywheel": True}), 0)
+    arms.reinforce(Path("nowhere"), Settings(rl={"flywheel": True}), 0, "32-true")
     assert ended == ["rl-first", "rl"]
 
 
@@ -364,9 +366,11 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     del older["settings"]["eyes"]
     note.write_text(json.dumps(older))
     claims.main(asked)                                                   # begun before there was that setting: it had its default
+    note.write_text(json.dumps(older | {"precision": "bf16-mixed"}))
     with pytest.raises(SystemExit):
-        claims.main([*asked, "--problems", "4"])
+        claims.main(asked)
     assert "other settings" in capsys.readouterr().err
+    note.write_text(json.dumps(older))
     published, args = json.loads(out.read_text()), claims.arguments([*asked[:-4], "--seeds", "2"])
     assert claims.best_rate(args, claim, "a") == best["a"], "rates are those of the first seed, whichever is asked for"
     shutil.rmtree(root / "tiny")                                         # as in a clone, whose runs/ is empty
@@ -382,10 +386,11 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
 
 
 @pytest.mark.parametrize("given", [(), ("--out", "elsewhere.json"), ("--root", "elsewhere")])
-def test_numbers_of_a_preset_that_learns_nothing_are_not_published(capsys, given):
-    """Nor does its tokenizer come among nano's arms."""
+@pytest.mark.parametrize("look", [("--preset", "micro"), ("--problems", "9")])
+def test_numbers_of_a_quick_look_are_not_published(capsys, look, given):
+    """Nor does it come among nano's arms."""
     with pytest.raises(SystemExit):
-        claims.arguments(["--preset", "micro", *given])
+        claims.arguments([*look, *given])
     assert "give --out and --root" in capsys.readouterr().err
 
 
@@ -394,7 +399,14 @@ def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
     args.precision, claim = "32-true", claims.BY_NAME["tools"]
     run = claims.prepare(args, claim, "Python", 1)
     assert (run / "pretrain" / "model.safetensors").read_bytes() == (checkpoint.RELEASED / "pretrain" / "model.safetensors").read_bytes()
+    (run / "test.json").touch()
+    assert claims.prepare(args, claim, "Python", 1) == run and (run / "test.json").exists()
+    args.problems = 7
+    claims.prepare(args, claim, "Python", 1)
+    assert not (run / "test.json").exists() and json.loads((run / "arm.json").read_text())["problems"] == 7, "it answered other questions"
     args.base, wanted = str(tmp_path / "s{seed}"), claims.settings_of(claim, "Python", "nano")
+    with pytest.raises(claims.BadInput, match="other settings"):
+        claims.prepare(args, claim, "Python", 1)
     with pytest.raises(claims.BadInput, match="s1 is no finished run"):
         claims.begins_from(args, wanted, 1)
     (tmp_path / "s1" / "sft").mkdir(parents=True)
@@ -408,16 +420,14 @@ def test_results_say_where_their_arms_began_and_what_stays_keeps_it(tmp_path, mo
     monkeypatch.setattr(claims, "CLAIMS", [claim])
     out = tmp_path / "claims.json"
     args = claims.arguments(["--root", str(tmp_path / "arms"), "--out", str(out)])
-    for arm in "ab":
-        (run := claims.folder_of(args, claim, arm, 0)).mkdir(parents=True)
+    for arm, seed, base in (("a", 0, "results/checkpoints"), ("b", 0, "results/checkpoints"), ("a", 1, "runs/s{seed}"), ("b", 1, "runs/s{seed}")):
+        (run := claims.folder_of(args, claim, arm, seed)).mkdir(parents=True)
+        checkpoint.write_json(run / "arm.json", {"settings": asdict(Settings(steps=0)), "seed": seed, "precision": "32-true", "begins": base})
         checkpoint.write_json(run / "test.json", {"log max_logit": [1.0], "machine": "m", "precision": "32-true", "commit": "c"})
-    for base, said in ((None, "results/checkpoints"), ("runs/s{seed}", "runs/s{seed}")):
-        args.base = base
+    for root in (args.root, tmp_path / "elsewhere"):                     # the second time what is published stays
+        args.root, args.base = root, "what this call would have begun with"
         claims.write_results(args)
-        assert json.loads(out.read_text())["begins"] == {"tiny": said}
-    args.root, args.base = tmp_path / "elsewhere", None
-    claims.write_results(args)
-    assert json.loads(out.read_text())["begins"] == {"tiny": "runs/s{seed}"}, "these arms began elsewhere"
+        assert json.loads(out.read_text())["begins"] == {"tiny": "results/checkpoints; runs/s{seed}"}
 
 
 def test_what_is_published_stays_until_as_much_is_known_again():

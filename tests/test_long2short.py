@@ -11,8 +11,9 @@ from test_rl import base                                            # noqa: F401
 from test_rollout import ENGINE, ITEMS, TOK, engine, finished
 import rl
 import sample as chat
-from nanokimi import data, hf, lengths, long2short
+from nanokimi import data, hf, lengths, long2short, report
 from nanokimi.engine import Response
+from nanokimi.errors import BadInput
 from nanokimi.intervals import interval
 from nanokimi.learner import Learner, muon
 from nanokimi.long2short import budgets_of, merge, preferences, shortest, within_budget
@@ -242,6 +243,24 @@ def test_other_settings_do_not_mix(shortened, monkeypatch, capsys, options, sent
     with pytest.raises(SystemExit) as stop:
         rl.main()
     assert stop.value.code == 2 and sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_method_is_of_the_long_model_that_is_there(shortened, monkeypatch):
+    """long and brief deleted and made anew, what came from the old ones left."""
+    monkeypatch.setattr(long2short, "think", lambda *_: None)
+    args = long2short.arguments(["--problems", "6", "--iterations", "2", "--sft-steps", "2", "--seed", "5"])
+    with pytest.raises(BadInput, match="l2s-merge was made with seed 0, not 5"):
+        long2short.run_methods(shortened, args)
+
+
+def test_intervals_of_the_picture_know_that_trainings_differ():
+    """Three seeds that answered the same problems are not three times as many problems."""
+    drawn, ax = [], SimpleNamespace(errorbar=lambda x, y, bars, **_: drawn.append(bars), plot=None)
+    cards = [{"stages": {"long": lengths.Answers([float(i < right) for i in range(100)], [9] * 100)}} for right in (50, 60, 70)]
+    lengths.frontier(ax, cards, {"stages": {"long": sum((card["stages"]["long"] for card in cards), lengths.Answers())}, "sweep": {}}, lambda rows: rows)
+    (low,), (high,) = drawn[0]
+    wilson = report.wilson_interval(180, 300)
+    assert low == pytest.approx(high) and low + high > 2 * (wilson[1] - wilson[0])
 
 
 def test_the_pool_is_half_text():

@@ -192,7 +192,7 @@ def test_what_is_finished_is_not_done_again(monkeypatch, base, capsys):
 def test_a_hopeless_start_is_one_sentence(monkeypatch, base, capsys):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, base, "hopeless", "--iterations", "20")
-    assert stop.value.code == 2 and "no response ever earned anything" in " ".join(capsys.readouterr().err.split())
+    assert stop.value.code == 2 and "earned the same (in the last one: nothing)" in " ".join(capsys.readouterr().err.split())
     assert len(rows(base / "hopeless")) == 5
 
 
@@ -200,7 +200,7 @@ def test_a_run_that_learned_once_is_never_called_hopeless():
     learned, never = rl.Progress([]), rl.Progress([])
     for steps in (0, 0, 0, 0, 1, *[0] * 20):
         rl.hopeless({"reward": 1.0, "steps": steps}, learned)
-    with pytest.raises(BadInput, match="all responses to a problem earn the same"):
+    with pytest.raises(BadInput, match="all responses to a problem earned the same, so"):
         for _ in range(5):
             rl.hopeless({"reward": 1.0, "steps": 0}, never)
     assert (learned.barren, never.barren) == (None, 5)
@@ -283,6 +283,32 @@ def test_replay_teaches_text_while_rl_teaches_nothing(monkeypatch, base):
         with torch.no_grad():
             losses.append(load(folder).loss(batch)[0].item())
     assert losses[1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("iterations, halves", [(5, [2, 3]), (4, [2, 2]), (None, [None, None])])
+def test_a_flywheel_has_the_budget_of_plain_rl(monkeypatch, base, iterations, halves):
+    seen = []
+    monkeypatch.setattr(rl, "settle", lambda *_: None), monkeypatch.setattr(rl, "recycle", lambda *_: None)
+    monkeypatch.setattr(rl, "reinforce", lambda args, run: seen.append(args))
+    monkeypatch.setattr(sys, "argv", ["rl.py", "--minutes", "20", *(["--iterations", str(iterations)] if iterations else [])])
+    rl.flywheel(rl.arguments(), base)
+    assert [args.iterations for args in seen] == halves and [args.minutes for args in seen] == [10, 10]
+
+
+def test_responses_of_earlier_iterations_are_stale(monkeypatch):
+    def group(*versions):
+        response = Response([1], [-1.0], [True], list(versions), stop="end")
+        return SimpleNamespace(responses=[response], rewards=[1.0], item=SimpleNamespace(modality="text", ability="code"), solved=lambda: 1.0)
+    stats = {"zero_variance": 0.0, "log_ratio": 0.0, "log_ratio_max": 0.0, "tokens": 1, "steps": 1}
+    shares = [rl.summary([group(*versions), group(*versions)], [], stats, (0, 1, 2), 4)["stale"] for versions in ([4, 4], [3, 4], [0, 0])]
+    assert shares == [0, 0.5, 1], "with --stale every token is of an earlier policy"
+
+
+def test_newton_schulz_has_the_precision_that_is_asked_for(monkeypatch, base):
+    monkeypatch.setattr(rollout, "reward", luck)
+    monkeypatch.setattr(rl.plan, "faster_precision", lambda: 1 / 0)
+    folder = call(monkeypatch, base, "asked", "--iterations", "1", "--precision", "bf16-mixed")
+    assert json.loads((folder / "rl.json").read_text())["precision"] == "bf16-mixed"
 
 
 def test_flywheel_recycles_successes(monkeypatch, base, capsys):
