@@ -110,6 +110,7 @@ def newest_run():
 def settle(folder, args):
     """Writes the settings at the first start; a later start must agree with them (minutes, iterations and threads may change)."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "minutes", "threads", "save_every", "iterations", "precision")}
+    given |= {"precision": args.precision} if args.precision else {}
     path = folder / "rl.json"
     folder.mkdir(parents=True, exist_ok=True)
     if team.rank() == 0 and not path.exists():

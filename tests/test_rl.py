@@ -304,11 +304,14 @@ def test_responses_of_earlier_iterations_are_stale(monkeypatch):
     assert shares == [0, 0.5, 1], "with --stale every token is of an earlier policy"
 
 
-def test_newton_schulz_has_the_precision_that_is_asked_for(monkeypatch, base):
+def test_newton_schulz_has_the_precision_that_is_asked_for(monkeypatch, base, capsys):
     monkeypatch.setattr(rollout, "reward", luck)
     monkeypatch.setattr(rl.plan, "faster_precision", lambda: 1 / 0)
     folder = call(monkeypatch, base, "asked", "--iterations", "1", "--precision", "bf16-mixed")
     assert json.loads((folder / "rl.json").read_text())["precision"] == "bf16-mixed"
+    with pytest.raises(SystemExit):
+        call(monkeypatch, base, "asked", "--iterations", "1", "--precision", "32-true")
+    assert "started with precision bf16-mixed, not 32-true" in " ".join(capsys.readouterr().err.split())
 
 
 def test_flywheel_recycles_successes(monkeypatch, base, capsys):

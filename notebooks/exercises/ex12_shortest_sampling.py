@@ -19,8 +19,9 @@ Response = tuple[list[bool], float]         # (for each token: did the model wri
 def shortest_correct(responses: list[Response], seed: int | list[int]) -> int | None:
     """The number of the shortest right response to one problem; None if nothing was right.
 
-    In words: right means a reward of 1 here, partial credit is not enough (nanokimi counts boxes and points from 0.5 on). The length is the number of tokens that the model wrote itself. Of
-    equally short ones a random one, each with the same chance; the same seed (anything that np.random.default_rng takes) gives the same choice.
+    In words: right means a reward of 1 here, partial credit is not enough (nanokimi counts boxes and points from 0.5 on). The length is the
+    number of tokens that the model wrote itself. Of equally short ones a random one, each with the same chance; the same seed (anything that
+    np.random.default_rng takes) gives the same choice.
     """
     raise NotImplementedError("your turn")
 
