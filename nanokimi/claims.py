@@ -415,7 +415,8 @@ def write_docs(folder, path):
         lines += section(claim, folder, content)
     if content:
         lines += [f"Arms of {name}: {where}.\n" for name, where in content["elsewhere"].items()]
-        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}; one thread each; {content['precision']}; seeds "
+        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}; one thread each; {content['precision']} "
+                  f"(RL: fp32 but for Newton-Schulz); seeds "
                   f"{content['seeds']}; commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
