@@ -24,12 +24,12 @@ def test_backward_time_belongs_to_the_module_that_ran_forward():
 
 
 def test_the_profiler_gives_what_is_needed_for_that():
-    """torch's real events have parents and sequence numbers."""
-    first, second = torch.nn.Linear(300, 300), torch.nn.Linear(300, 2)
+    """torch's real events have parents and sequence numbers. The first layer is so large that no busy machine makes the rest take longer."""
+    first, second = torch.nn.Linear(1500, 1500), torch.nn.Linear(1500, 2)
     first.forward = bench.recorded(first.forward, "first")
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as prof:
         with record_function("forward"):
-            loss = second(first(torch.randn(900, 300))).sum()
+            loss = second(first(torch.randn(900, 1500))).sum()
         with record_function("backward"):
             loss.backward()
     shares = bench.by_module(prof.events(), ("first",))
