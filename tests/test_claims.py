@@ -394,6 +394,13 @@ def test_numbers_of_a_quick_look_are_not_published(capsys, look, given):
     assert "give --out and --root" in capsys.readouterr().err
 
 
+def test_an_arm_that_is_named_twice_runs_once(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(claims, "begin", lambda args, running, run, split: started.append(run))
+    claims.run_all(SimpleNamespace(jobs=2), [tmp_path / "a-0", tmp_path / "b-0", tmp_path / "a-0"], "test")
+    assert started == [tmp_path / "a-0", tmp_path / "b-0"]
+
+
 def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
     args = claims.arguments(["tools", "--root", str(tmp_path / "arms")])
     args.precision, claim = "32-true", claims.BY_NAME["tools"]
