@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from nanokimi.checkpoint import RELEASED, need, newest_stage
+from nanokimi.checkpoint import RELEASED, finished, need, newest_stage
 from nanokimi.data import PYTHON_TOOL, prepared
 from nanokimi.engine import Engine, engine_of
 from nanokimi.errors import MOST_SEED, BadInput, command, first_words, number, sentence
-from nanokimi.media import load_image, load_video
+from nanokimi.media import is_animated, load_image, load_video
 from nanokimi.model import load
 from nanokimi.rollout import MAX_NEW, MAX_TURNS
 from nanokimi.sandbox import Sandbox
@@ -23,6 +23,8 @@ from nanokimi.vision import prepare_image
 
 KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
          "three digits. Ask about those; about the rest of the world it knows nothing.")
+BASE = {"pretrain": "It has never seen a chat: it goes on with a text. sft is the stage that answers.",
+        "longctx": "It has never seen a chat: it goes on with a text. sft is the stage that answers."}
 COMMANDS = "/image FILE, /video FILE, /new, /quit"
 
 
@@ -40,7 +42,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
-    parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, or before it has a finished stage the checkpoints of results/)")
+    parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, or before its cold start is finished the checkpoints of results/)")
     parser.add_argument("--stage", help="pretrain, longctx, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once, without thinking first")
     parser.add_argument("--tools", action="store_true", help="let the model run Python on the picture, in a sandbox")
@@ -55,8 +57,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------------------------- the model
 
 def chosen_run(asked: str | None) -> Path:
-    """The run that was asked for; else runs/nano, if a stage of it is finished; else the released checkpoints."""
-    return Path(asked or ("runs/nano" if any(Path("runs/nano").glob("*/model.safetensors")) else RELEASED))
+    """The run that was asked for; else runs/nano, once its cold start is finished; else the released checkpoints."""
+    return Path(asked or ("runs/nano" if finished("runs/nano/sft") else RELEASED))
 
 
 def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engine, str]:
@@ -71,7 +73,7 @@ def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engin
         raise BadInput(f"no device {device}: {first_words(error)}") from error
     model = load(stage, device)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return engine_of(run, model), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {KNOWS}"
+    return engine_of(run, model), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {BASE.get(stage.name, KNOWS)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the terminal
@@ -116,11 +118,13 @@ class Chat:
 
     def __init__(self, engine: Engine, options: argparse.Namespace, write):
         self.engine, self.options, self.write = engine, options, write
-        self.messages, self.waiting, self.sandbox, self.media = [], [], Sandbox(), {}
+        self.messages, self.waiting, self.sandbox, self.media, self.asked = [], [], Sandbox(), {}, {}
 
     def add_image(self, path: str) -> None:
         """Attach a picture to the next question."""
         pixels = load_image(path)
+        if is_animated(path):
+            self.write("(the first frame of an animation: as a video, all are seen)\n", True)
         self.waiting.append(prepare_image(pixels, self.engine.model.config.vision))
         self.offer("img", pixels)
 
@@ -132,9 +136,13 @@ class Chat:
 
     def offer(self, name: str, array) -> None:
         """Show the media to the tool as well, at full resolution; its variables start afresh."""
-        self.media[name] = array
+        self.equip(self.media | {name: array})
+
+    def equip(self, media: dict) -> None:
+        """A new sandbox that sees these media."""
+        self.media = media
         self.sandbox.close()
-        self.sandbox = Sandbox(self.media)
+        self.sandbox = Sandbox(media)
 
     def ask(self, text: str) -> str:
         """Put a question; prints and returns the answer. If that fails or is interrupted, the question has never been put; what does not fit
@@ -147,8 +155,9 @@ class Chat:
             self.messages = before
             if isinstance(error, BadInput):
                 self.waiting = []
+                self.equip(self.asked)
             raise
-        self.waiting = []
+        self.waiting, self.asked = [], self.media
         return answer
 
     def answer(self) -> str:
@@ -198,7 +207,8 @@ def obey(chat: Chat, line: str) -> Chat | None:
     if name in ("/image", "/video"):
         if not path.strip():
             raise BadInput(f"{name} needs a file: {COMMANDS}")
-        (chat.add_image if name == "/image" else chat.add_video)(path.strip())
+        path = path.strip().strip("'\"")                                        # terminals quote what is dropped on them
+        (chat.add_image if name == "/image" else chat.add_video)(str(Path(path).expanduser()))
         return chat
     if name == "/new":
         chat.sandbox.close()

@@ -2,8 +2,9 @@
 
     python train.py                          the nano preset: 20 minutes on 2 CPU cores
     python train.py --preset micro           one minute, to see that everything works
-    python train.py --stage longctx          then, if wanted: a context four times as long, before the cold start
-    python train.py --data DIR               then: your own text, chats, captioned pictures and clips
+    python train.py --stage pretrain && python train.py --stage longctx && python train.py
+                                             the same with a context four times as long, which comes before the cold start
+    python train.py --data DIR               after either: your own text, chats, captioned pictures and clips
 
 Everything lands in runs/PRESET (or --run DIR). Stop it with Ctrl-C or kill it, start it again: it goes on where it was, bit by bit the same on a CPU.
 Left out on purpose: memory-mapped data (the world is generated), several machines, an evaluation that costs more than a minute.
@@ -72,15 +73,17 @@ def train(args, run):
     preset = PRESETS[settings["preset"]]
     preset = replace(preset, documents=settings["documents"] or preset.documents)
     fabric = plan.launch(settings["devices"], settings["threads"], settings["precision"])        # on a CPU: two processes of one thread (plan.default_devices)
-    with plan.together(fabric), plan.interruptible() as stop, plan.Log(run, fabric, args.wandb) as log:
+    with plan.together(fabric), plan.Log(run, fabric, args.wandb) as log:
         log.say(f"nanokimi · preset {settings['preset']} · seed {settings['seed']} · {fabric.device} · {settings['precision']} · "
                 f"{fabric.world_size} processes x {torch.get_num_threads()} threads · {run}")
         if args.stage not in ("all", "tokenizer") and not checkpoint.finished(run / args.stage):
             plan.base(run, args.stage)                                   # refuses now, not after the tokenizer
         tokenizer = make_tokenizer(run, preset, fabric, log)
         for stage in ("pretrain", "sft") if args.stage == "all" else (args.stage,):
-            if stage != "tokenizer" and not checkpoint.finished(run / stage):
-                train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, args.save_every)
+            if checkpoint.finished(run / stage):
+                log.say(f"{stage}: finished before, in {run / stage}")
+            elif stage != "tokenizer":
+                train_stage(stage, fabric, preset, settings, tokenizer, run, log, args.save_every)
     if args.stage == "all" and fabric.is_global_zero:
         torch.set_num_threads(settings["threads"])
         evaluate.finish_run(run, preset, log)
@@ -97,7 +100,7 @@ def make_tokenizer(run, preset, fabric, log):
     return Tokenizer.load(folder, vision.patch)
 
 
-def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save_every):
+def train_stage(stage, fabric, preset, settings, tokenizer, run, log, save_every):
     """Build model, optimizer and data of a stage, continue from its checkpoint if there is one, fit, save the weights."""
     torch.set_flush_denormal(True)
     torch.manual_seed(settings["seed"])
@@ -116,7 +119,8 @@ def train_stage(stage, fabric, preset, settings, tokenizer, run, log, stop, save
         plan.compile_layers(model)
     model, optimizer = fabric.setup(model, optimizer)
     model.mark_forward_method("loss")
-    fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)
+    with plan.interruptible() as stop:
+        fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop, save_every)
     if fabric.is_global_zero:
         save(model.module, run / stage)
         checkpoint.clear(run / stage)
@@ -171,8 +175,8 @@ def update(core, optimizer, preset, step, steps):
     optimizer.set_schedule(wsd(step, steps, preset.warmup, preset.decay_share))
     grad_norm = torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
     if not torch.isfinite(grad_norm):
-        raise BadInput(f"step {step}: the loss or its gradient ({grad_norm.item()}) is not finite. The last checkpoint is intact; "
-                       "try --precision 32-true with another --run.")
+        raise BadInput(f"step {step + 1}: the loss or its gradient ({grad_norm.item()}) is not finite. The last checkpoint is intact; "
+                       "try another --run with another --seed, or with --precision 32-true if this was bf16.")
     optimizer.step()
     team.share_statistics(core.language)                                 # max logits and expert loads, over processes
     clip = qk_clip(core, preset.qk_clip)                                 # K2 Alg. 1, after the update

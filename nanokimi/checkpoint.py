@@ -78,6 +78,7 @@ def finished(stage):
     return (Path(stage) / "model.safetensors").is_file()
 
 
+ORDER = ("pretrain", "sft", "rl", "short", "tuned")                     # as train.py, rl.py and train.py --data make them
 MADE_BY = {"pretrain": "train.py", "sft": "train.py", "longctx": "train.py --stage longctx", "rl": "rl.py", "short": "rl.py",
            "long": "rl.py long2short", "brief": "rl.py long2short"}
 
@@ -88,14 +89,16 @@ def need(run, *stages):
         if not finished(run / stage):
             program = "rl.py long2short" if stage.startswith("l2s-") else MADE_BY.get(stage)
             there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
-            remedy = f"python {program} --run {run} makes it" if program else f"name another one (finished here: {there})"
+            preset = read_json(run / "run.json", "preset")["preset"] if (run / "run.json").is_file() else "nano"
+            options = f" --preset {preset}" * (preset != "nano" and program is not None and program.startswith("train.py"))
+            remedy = f"python {program}{options} --run {run} makes it" if program else f"name another one (finished here: {there})"
             raise BadInput(f"{run} has no finished stage {stage}: {remedy}.")
 
 
 def newest_stage(run, tuned=True):
-    """The stage folder of a run whose model was written last; long2short's comparisons and longctx, which cannot chat, are left out, and if
-    wanted what was tuned on own files. Of the released checkpoints (card.json) it is `rl`: a clone's files are all equally old.
-    FileNotFoundError if there is none."""
+    """The stage folder that training makes last, by name, as a copied or cloned run's files are all equally old; a stage of another name (one
+    that came back from transformers) counts as later. long2short's comparisons and longctx, which cannot chat, are left out, and if wanted
+    what was tuned on own files. Of the released checkpoints (card.json) it is `rl`. FileNotFoundError if there is none."""
     if (run / "card.json").is_file():
         return run / ("tuned" if tuned and finished(run / "tuned") else "rl")
     left_out = ("long2short.json",) if tuned else ("long2short.json", "own.json")
@@ -103,7 +106,8 @@ def newest_stage(run, tuned=True):
               and (path.parent / "config.json").is_file() and not any((path.parent / name).is_file() for name in left_out)]
     if not stages or not (run / "tokenizer" / "tokenizer.tiktoken").is_file():
         raise FileNotFoundError(f"no trained model in {run}: run `python train.py` first, or give its folder")
-    return max(stages, key=lambda path: (path / "model.safetensors").stat().st_mtime)
+    rank = {name: place for place, name in enumerate(ORDER)}
+    return max(stages, key=lambda path: (rank.get(path.name, len(ORDER)), (path / "model.safetensors").stat().st_mtime))
 
 
 def save(folder, model, optimizer, state):

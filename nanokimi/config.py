@@ -43,7 +43,7 @@ class LanguageConfig:
     top_k: int = 2
     shared: int = 1                 # shared experts, always on
     expert_ffn: int = 128
-    routed_scaling: float = 1.41    # keeps the size of the output, about sqrt(top_k): ours; K2.5: 2.827
+    routed_scaling: float = 1.41    # ML's gate scale (mean of 1 / sqrt(sum p^2)) for 8 experts, top 2; K2.5: 2.827
     rope_theta: float = 50000.0
     eps: float = 1e-6
     context: int = 1024

@@ -54,7 +54,7 @@ LONG = {"haystack": long.haystack_problems, "pages": long.pages_problems, "galle
 # ---- media -----------------------------------------------------------------------------------------------------------------------
 
 def prepared(part, vision):
-    """A picture or clip as the tokenizer and the encoder take it; text as it is."""
+    """A picture or clip as the tokenizer and the encoder take it; text, and what is prepared already (own.py), as it is."""
     if isinstance(part, Image):
         return prepare_image(part.pixels, vision)
     return prepare_video(part.frames, part.fps, vision, part.times) if isinstance(part, Clip) else part

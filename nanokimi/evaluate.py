@@ -19,12 +19,13 @@ from rich.table import Table
 from . import data, plan, report
 from .checkpoint import need, read_json, read_rows, write_json
 from .engine import engine_of
-from .errors import MOST_THREADS, command, number
+from .errors import MOST_THREADS, BadInput, command, number
 from .kernels import best_device
 from .model import NO_LOSS, load
 from .rollout import MAX_NEW, begin, content_of, example_chat, respond
 from .tokenizer import Rendered
 from .world import exam
+from .world.problems import COUNTRIES
 from .world.types import Image
 from .world.verify import correct, score
 
@@ -334,7 +335,9 @@ PARTS = ("unseen_pair", "illusion", "maze", "pixels", "specks", "digits")       
 
 
 def asked_in(name, number):
-    """How many problems stand behind a row, where `number` are asked a row; None for a part of a row, and for what is pooled elsewhere."""
+    """How many different problems stand behind a row, where `number` are asked a row; None for a part of a row, and for what is pooled elsewhere."""
+    if name.endswith("capital"):                                         # greedy answers to the same question tell nothing new
+        return min(number, len(COUNTRIES))
     return None if name.endswith(PARTS) or "visual" in name or name.startswith("rl_saving") else number * POOLED.get(name, 1)
 
 
@@ -377,8 +380,10 @@ def bands(runs, shares=(0.125, 0.25, 0.5, 0.75, 1.0)):
 
 
 def sum_minutes(run, *stages):
-    """Wall clock minutes that these stages of the run took, from its metrics."""
+    """Wall clock minutes that these stages of the run took, from its metrics. BadInput if they are not all there."""
     last = {row["stage"]: row["seconds"] for row in read_rows(run / "metrics.jsonl")}
+    if missing := [stage for stage in stages if stage not in last]:
+        raise BadInput(f"{run / 'metrics.jsonl'} knows nothing of {missing[0]}: without it there is no results file, so leave --out away.")
     return round(sum(last[stage] for stage in stages) / 60, 2)
 
 
@@ -404,13 +409,15 @@ def exam_arguments(description, results, stage=False):
 def main():
     """Asks every run, prints its card, writes the results."""
     args, cards = exam_arguments("Print the report card of one or more runs.", Path("results/nano.json"), stage=True), []
-    settings = [read_json(run / "run.json", "steps", "command") for run in args.runs] if args.out else []    # now, not after the exam
+    if args.out:                                                         # read now: what is missing should not end it after the exam
+        settings = [read_json(run / "run.json", "steps", "command") for run in args.runs]
+        minutes, healthy = [sum_minutes(run, "pretrain", "sft") for run in args.runs], bands(args.runs)
     for run in args.runs:
         cards.append(report_card(run, args.split, args.problems, stage=args.stage))
         print_card(cards[-1], args.problems, args.split)
     if args.out:
-        write_results(args.out, "evaluate", settings[0]["command"], settings, [sum_minutes(run, "pretrain", "sft") for run in args.runs],
-                      over_seeds(cards, args.problems, TARGETS), split=args.split, steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=bands(args.runs))
+        write_results(args.out, "evaluate", settings[0]["command"], settings, minutes, over_seeds(cards, args.problems, TARGETS), split=args.split,
+                      steps=[s["steps"] for s in settings], exam=exam.VERSION, bands=healthy)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,10 @@ def shared_settings(tokenizer: Tokenizer, context: int, processor: dict) -> dict
 # ---- folders ---------------------------------------------------------------------------------------------------------------------------
 
 def export(run: Path, folder: Path, stage: str | None = None, dtype: str = "fp32", text_only: bool = False) -> None:
-    """Writes a stage of a run (default: the newest) as a folder for transformers. BadInput if the run has no such stage."""
+    """Writes a stage of a run (default: the newest) as a folder for transformers. BadInput if the run has no such stage, or the folder holds
+    something else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "chat_template.jinja").exists():
+        raise BadInput(f"{folder} holds files that are no earlier export, and some would be overwritten: name a new folder.")
     if stage is not None:
         need(run, stage)
     source = newest_stage(run) if stage is None else run / stage

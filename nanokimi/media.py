@@ -15,7 +15,7 @@ from .vision import SAMPLE_FPS, sample_frames
 from .world.types import Clip
 
 FOLDER_FPS = 2.0                # of a folder of frames: K2.5's sampling rate (ours for a folder)
-DEFAULT_FRAME_MS = 100          # of a gif that does not say: what browsers do
+DEFAULT_FRAME_MS = 100          # of a gif that does not say, or says 10 ms or less: what browsers do
 MAX_PIXELS = 2 ** 27            # of all frames together: 400 MB (ours)
 FILMS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".wmv", ".flv", ".ogv")
 ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")                                     # several frames in other formats are pages or thumbnails
@@ -119,7 +119,8 @@ def _load_animation(path) -> Clip:
         frames, durations = [], []
         for frame in _decoded(path, lambda: [frame.copy() for frame in ImageSequence.Iterator(image)]):
             frames.append(to_rgb(frame))
-            durations.append(frame.info.get("duration") or DEFAULT_FRAME_MS)
+            duration = frame.info.get("duration") or 0
+            durations.append(duration if duration > 10 else DEFAULT_FRAME_MS)
     return Clip(_stacked(path, frames), 1000.0 / float(np.mean(durations)))
 
 

@@ -31,9 +31,8 @@ from .learner import Learner, muon
 from .media import FILMS, MediaError, is_animated, load_image, load_video
 from .model import load, save
 from .muon import wsd
-from .rollout import example_chat
+from .rollout import example_chat, question_content
 from .tokenizer import Rendered, Tokenizer
-from .vision import navit_resize, sample_frames
 from .world import exam
 from .world.types import Clip, Image, Problem
 
@@ -161,30 +160,13 @@ def shown(where: str, row: dict, folder: Path, tokenizer: Tokenizer, vision) -> 
     asked = "question" in row or "answer" in row
     question, answer = strings(where, row, "question", "answer") if asked else (QUESTIONS[modality], *strings(where, row, "text"))
     clip = data.prepared(media, vision)
-    problem = Problem("perception", modality, (as_seen(media, clip, vision),), question, answer)
+    problem = Problem("perception", modality, (clip,), question, answer)       # as small as it is seen: a folder may hold a thousand photos
     document = tokenizer.render_document([clip, "\n", *data.question_parts(problem, think=False)])
-    content = [*(clip if isinstance(clip, list) else [clip]), f" {question}"]
+    user = {"role": "user", "content": question_content(problem, vision)}
     reply = {"role": "assistant", "thinking": f" {answer}", "content": f" {answer}"}
-    chats = [tokenizer.render_chat([{"role": "user", "content": content}, turn], thinking="thinking" in turn)
+    chats = [tokenizer.render_chat([user, turn], thinking="thinking" in turn)
              for turn in (reply, {"role": "assistant", "content": f" {answer}"})]
     return Example(where, [document, *chats], problem, zlib.crc32(name.encode(errors="replace")) % 10 == 0)
-
-
-def as_seen(media: Image | Clip, prepared, vision) -> Image | Clip:
-    """Media as small as the model sees them, as a folder may hold a thousand photos or films; without padding, so that to prepare them again
-    changes nothing."""
-    if isinstance(media, Image):
-        return Image(unpadded(prepared.frames, media.pixels, vision, vision.max_image_patches)[0])
-    frames = np.concatenate([chunk.frames for chunk in prepared])                                 # (t, H, W, 3)
-    times = sample_frames(len(media.frames), media.fps) / media.fps if media.times is None else media.times
-    return Clip(unpadded(frames, media.frames[0], vision, vision.max_frame_patches), media.fps, times)
-
-
-def unpadded(frames: np.ndarray, source: np.ndarray, vision, max_patches: int) -> np.ndarray:
-    """Prepared frames (t, H, W, 3) of a source (h, w, 3) without what was added at their right and below."""
-    height, width, _ = source.shape
-    (w, h), _ = navit_resize(width, height, vision.patch, max_patches, vision.max_side_patches)
-    return frames[:, :h, :w].copy()
 
 
 def open_media(where: str, path: Path) -> Image | Clip:
@@ -220,7 +202,8 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     steps, folder = args.steps or 200, run / "tuned"
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
     theirs, held = (theirs, held) if theirs else (examples, [])           # a folder of one or two pictures: nothing is left to hold out
-    settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "steps": steps, "seed": args.seed, "source": source.name})
+    contents = zlib.crc32(repr([(form.ids, form.mask) for example in examples for form in example.forms]).encode())
+    settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "contents": contents, "steps": steps, "seed": args.seed, "source": source.name})
     plan.say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
     learner = Learner(model.train(), tokenizer, muon(model, RATE))
@@ -242,7 +225,7 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     write_json(folder / "own.json", json.loads((folder / "own.json").read_text()) | {"before": before, "after": after})
     save(model, folder)
     checkpoint.clear(folder)
-    plan.say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before))
+    plan.say("\n".join(f"{row}: {before[row]:.2f} before, {after[row]:.2f} after" for row in before) + "\n(share answered word for word)")
     plan.say(f'next: python sample.py "{QUESTIONS["image"]}" --image FILE --run {run}')
 
 

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import checkpoint, data
 from .checkpoint import read_json, write_json
 from .config import PRESETS
-from .errors import BadInput
+from .errors import BadInput, second
 from .kernels import EXPERTS, best_device, experts_grouped, faster_dtype
 from .muon import MuonClip, qk_clip
 
@@ -111,7 +111,7 @@ def check_settings(path, settings):
 
 def hold(run):
     """Takes the run's folder for this training; BadInput if another one has it. Released when the process ends, however."""
-    if "LOCAL_RANK" in os.environ:                                       # a second process of the training that holds it
+    if second():                                                         # the first process of the training holds it
         return nullcontext()
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / "lock")
@@ -260,6 +260,10 @@ def set_steps(run, settings, preset, model, tokenizer, fabric, log, warm=20, tim
     if fabric.is_global_zero:
         write_json(run / "run.json", settings)
     log.say(f"{1000 * per_step:.0f} ms a step: {settings['steps']} pre-training steps for {settings['minutes']:g} minutes in all")
+    if settings["steps"] > steps:
+        least = ((settings["steps"] + SFT_STEP * preset.sft_steps) * per_step + 10) / preset.train_share / 60
+        log.say(f"note: too few for this machine. That many steps and the {preset.sft_steps} of the cold start take {least:.0f} minutes here, and learn "
+                "little: more --minutes (and another --run)")
     if settings["precision"] == "32-true" and fabric.device.type == "cpu":
         log.say("fp32 steps take longer than the bf16 ones of README.md's runs, so that fewer fit: more --minutes (and another --run) learn more")
     return settings["steps"]

@@ -118,7 +118,8 @@ def accuracy_panel(ax, ability, rows, stages):
 
 
 def load_figure(rows, stages):
-    """The last logged expert load: a heat map (layer, expert) a token type, in multiples of an even split (1 = balanced)."""
+    """The last logged expert load: a heat map (layer, expert) a token type, in multiples of an even split (1 = balanced). `stages` is what the
+    other figures take."""
     load = {kind: np.array(rows[-1]["load"][kind], float) for kind in TYPES if kind in rows[-1]["load"]}
     layers, experts = next(iter(load.values())).shape
     fig = Figure(figsize=(max(3.0, 0.34 * experts) * len(load) + 0.9, 1.15 + 0.36 * layers), layout="constrained")
@@ -280,7 +281,7 @@ def draw_encoder(ax, cfg):
     box(ax, 2.3, 0.3, 2.75, 3.1, PALE_BLUE, BLUE)
     write(ax, 3.675, 0.57, "MoonViT-3D", "one encoder for pictures and clips", colour=BLUE)
     steps = [(1.05, 0.36, f"patches of {cfg.patch} x {cfg.patch} px"), (1.53, 0.36, "+ place (table), + time (sinusoid)"),
-             (2.01, 0.66, f"{cfg.layers} x  attention over all frames\n2D RoPE, no mask, no padding"), (2.79, 0.36, "mean over time")]
+             (2.01, 0.66, f"{cfg.layers} x  attention over all frames\n2D RoPE, packed, no mask"), (2.79, 0.36, "mean over time")]
     for y, h, text in steps:
         step(ax, 2.5, y, 2.35, h, text, BLUE)
     step(ax, 2.3, 3.75, 1.2, 0.45, "2 x 2 merge", BLUE)

@@ -502,6 +502,21 @@ def test_not_enough_memory(says, tmp_path, monkeypatch, error):
     assert "not enough memory" in says("train", "--preset", "micro", "--run", tmp_path)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_lack_of_memory_is_not_the_files_fault(error):
+    """Nobody is told to delete a checkpoint because of it."""
+    with pytest.raises(type(error)), errors.reading("step-000007"):
+        raise error
+
+
+def test_a_missing_stage_names_a_command_that_works(tmp_path):
+    (tmp_path / "run.json").write_text('{"preset": "micro"}')
+    with pytest.raises(errors.BadInput, match=r"python train.py --preset micro --run \S+ makes it"):
+        checkpoint.need(tmp_path, "sft")
+    with pytest.raises(errors.BadInput, match=r"python rl.py --run \S+ makes it"):
+        checkpoint.need(tmp_path, "rl")
+
+
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "train", lambda *_: torch.zeros(2) @ torch.zeros(3))
     monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "micro", "--run", str(tmp_path)])

@@ -322,6 +322,15 @@ def test_import_overwrites_nothing(folder, run, tmp_path):
         hf.bring_back(folder, tmp_path / "other", "sft")
 
 
+def test_export_overwrites_only_an_export(run, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="no earlier export"):
+        hf.export(run, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    hf.export(run, tmp_path / "new")
+    hf.export(run, tmp_path / "new")
+
+
 @pytest.mark.parametrize("vocab", [{"\u2581a": 0}, {"a": 0, "b": 7}, [["a", 0.1]]])
 def test_foreign_tokenizers_are_refused(folder, tmp_path, vocab):
     for path in folder.iterdir():

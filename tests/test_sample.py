@@ -2,7 +2,6 @@
 import argparse
 import builtins
 import io
-import os
 import sys
 from fractions import Fraction
 
@@ -28,7 +27,7 @@ TEXTS = [f"what colour is the circle number {i}? it is red, blue and green. how 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A run folder with an untrained model in both stages, sft newer."""
+    """A run folder with an untrained model in both stages, and files whose times say nothing, as in a copied run."""
     run = tmp_path_factory.mktemp("run")
     tokenizer = Tokenizer.train(TEXTS, 300)
     tokenizer.save(run / "tokenizer")
@@ -36,10 +35,8 @@ def run(tmp_path_factory):
     language = LanguageConfig(vocab=300, dim=32, layers=2, heads=2, q_lora=24, kv_lora=16, nope=8, rope=8, v_dim=8, dense_ffn=48, experts=4,
                               expert_ffn=24, context=512)
     model = NanoKimi(ModelConfig(VisionConfig(dim=32, layers=1, heads=2, mlp=48), language), tokenizer.media_pad)
-    for age, stage in ((2, "pretrain"), (1, "sft")):
+    for stage in ("sft", "pretrain"):
         save(model, run / stage)
-        when = os.stat(run / stage / "model.safetensors").st_mtime - age
-        os.utime(run / stage / "model.safetensors", (when, when))
     return run
 
 
@@ -87,6 +84,11 @@ def test_animations(tmp_path, ending):
     clip = load_video(gif(tmp_path / f"a.{ending}", **({"lossless": True} if ending == "webp" else {})))
     assert clip.frames.shape == (6, 12, 16, 3) and abs(clip.fps - 4.0) < 0.01
     assert abs(clip.frames[5, 0, 0].astype(int) - [200, 0, 55]).max() < 12
+
+
+@pytest.mark.parametrize("duration, fps", [(10, 10), (20, 50), (250, 4)])
+def test_frames_too_short_to_be_meant_last_as_in_browsers(tmp_path, duration, fps):
+    assert load_video(gif(tmp_path / "a.gif", duration=duration)).fps == pytest.approx(fps)
 
 
 def test_folder_of_frames_in_natural_order(tmp_path):
@@ -263,6 +265,27 @@ def test_the_newest_stage_is_used(run):
     assert sample.newest_stage(run).name == "sft"
 
 
+def test_a_base_model_says_that_it_cannot_chat(run, capsys):
+    sample.main(["what?", "--run", str(run), "--stage", "pretrain", "--max-new", "2"])
+    assert "never seen a chat" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_an_animation_as_a_picture_is_its_first_frame_and_says_so(run, tmp_path, png):
+    chat, _, written = chat_with(run)
+    chat.add_image(png)
+    assert written == []
+    chat.add_image(gif(tmp_path / "a.gif"))
+    assert "first frame" in written[-1][0] and len(chat.waiting) == 2
+
+
+def test_what_a_terminal_pastes_is_a_file(run, tmp_path, monkeypatch):
+    Image.fromarray(PIXELS).save(tmp_path / "my picture.png")
+    monkeypatch.setenv("HOME", str(tmp_path)), monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for path in (f"'{tmp_path / 'my picture.png'}'", f'"{tmp_path / "my picture.png"}"', "~/my picture.png"):
+        chat = sample.obey(chat_with(run)[0], f"/image {path}")
+        assert len(chat.waiting) == 1
+
+
 def test_interactive_chat(run, png, tmp_path, monkeypatch, capsys):
     lines = iter(["hello?", f"/image {png}", "what?", f"/video {gif(tmp_path / 'a.gif')}", "and now?", "/image none.png", "/video", "/dance", "",
                   "/new", "again?", "/quit"])
@@ -342,7 +365,10 @@ def test_a_run_that_has_only_begun_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "nano" / "pretrain" / "step-000007").mkdir(parents=True)
     assert sample.chosen_run(None) == sample.RELEASED and sample.chosen_run("runs/nano").name == "nano"
+    (tmp_path / "runs" / "nano" / "sft").mkdir()
     (tmp_path / "runs" / "nano" / "pretrain" / "model.safetensors").touch()
+    assert sample.chosen_run(None) == sample.RELEASED, "it cannot chat yet"
+    (tmp_path / "runs" / "nano" / "sft" / "model.safetensors").touch()
     assert sample.chosen_run(None).name == "nano"
 
 
@@ -364,6 +390,7 @@ def test_what_does_not_fit_is_not_put_again(run, png):
     with pytest.raises(BadInput, match="leaves no room"):
         chat.ask("long " * 600)
     chat.engine.stream = stream
+    assert chat.media == {}, "the tool would see a picture that nobody was asked about"
     assert chat.ask("second?") == "one" and seen[0].clips == []
 
 
