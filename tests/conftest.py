@@ -2,7 +2,9 @@
 for the other's."""
 import os
 import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))                      # a single file can be run from anywhere
 os.environ["OMP_WAIT_POLICY"] = "passive"                                # before torch: a thread that waits leaves its core to the other test process
 if not any("test_gpu" in argument for argument in sys.argv) and "PYTEST_XDIST_WORKER" not in os.environ:         # a worker has what its parent set
     os.environ["CUDA_VISIBLE_DEVICES"] = ""                              # bit by bit holds on a CPU only

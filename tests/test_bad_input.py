@@ -21,7 +21,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 import sample
 import train
@@ -333,7 +332,7 @@ def config(change):
     """A damage that rewrites config.json of sft."""
     def damage(run):
         path = run / "sft" / "config.json"
-        put(path, change(json.loads(path.read_text())))
+        put(path, change(json.loads(path.read_text("utf-8"))))
     return damage
 
 
@@ -474,7 +473,7 @@ def test_a_damaged_run_json(says, stopped, tmp_path, content, words):
                                          ("seed", 10.5), ("minutes", None), ("documents", -2), ("preset", "huge")])
 def test_a_run_json_with_other_kinds_of_values(says, stopped, tmp_path, name, value):
     run = shutil.copytree(stopped, tmp_path / "run")
-    put(run / "run.json", json.loads((run / "run.json").read_text()) | {name: value})
+    put(run / "run.json", json.loads((run / "run.json").read_text("utf-8")) | {name: value})
     before = files(run)
     assert name in says("train", "--run", run, *TRAIN) and files(run) == before
 
@@ -570,7 +569,7 @@ def test_nothing_saved_is_lost_when_saving_fails(says, stopped, tmp_path, monkey
     """A step before the end: the next checkpoint cannot be written, the one before it stays, and the same command then goes on."""
     run = shutil.copytree(stopped, tmp_path / "run")
     folder = (run / "pretrain" / "step-000003").rename(run / "pretrain" / "step-000002")
-    put(folder / "state.json", json.loads((folder / "state.json").read_text()) | {"step": 2})
+    put(folder / "state.json", json.loads((folder / "state.json").read_text("utf-8")) | {"step": 2})
     before, fails = files(folder), no_space if how == "full" else denied
     with monkeypatch.context() as patch:
         if where == "tensors":
@@ -647,7 +646,7 @@ def exported(good, tmp_path_factory):
 
 
 def json_of(name, change):
-    return lambda folder: put(folder / name, change(json.loads((folder / name).read_text())))
+    return lambda folder: put(folder / name, change(json.loads((folder / name).read_text("utf-8"))))
 
 
 FOLDERS = {
@@ -699,7 +698,7 @@ def test_any_json_is_an_example_or_one_sentence(good, tmp_path_factory, row):
 def test_text_is_written_in_an_encoding_that_is_named():
     """Left to the system, Windows takes one that does not know every character a model may say. JSON is ASCII as Python writes it."""
     root = Path(__file__).parent.parent
-    for path in [*root.glob("*.py"), *root.glob("nanokimi/**/*.py"), *root.glob("notebooks/exercises/*.py")]:
+    for path in [*root.glob("*.py"), *root.glob("nanokimi/**/*.py"), *root.glob("notebooks/exercises/*.py"), *root.glob("docs/*.py")]:
         for call in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "write_text":
                 named = len(call.args) == 2 or any(word.arg == "encoding" for word in call.keywords)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from scipy import stats
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 import rl
 import train
 from nanokimi import arms, checkpoint, claims, data, intervals, ledger
@@ -92,7 +91,7 @@ def test_every_claim_has_a_source_and_every_comparison_its_arms_metrics_and_rows
         for compare in claim.compares:
             assert {compare.arm, compare.against} <= set(claim.arms) and compare.metric in ledger.METRICS, compare
         for known in claim.known:
-            rows = {row["name"] for row in json.loads((ROOT / "results" / f"{known.file}.json").read_text())["rows"]}
+            rows = {row["name"] for row in json.loads((ROOT / "results" / f"{known.file}.json").read_text("utf-8"))["rows"]}
             assert {known.row, known.against} - {""} <= rows, known
         for pair in (*claim.compares, *claim.known):
             assert re.fullmatch(r"([<>] -?\d+(\.\d+)?)?", pair.expect), pair
@@ -344,8 +343,8 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     assert len(started) == 6 and [split for _, split in started] == ["val"] * 4 + ["test"] * 2
     claims.main(asked)
     assert len(started) == 6, "what is done was done again"
-    content = json.loads(out.read_text())
-    said = lambda arm, rate, split: json.loads((root / "tiny" / f"{arm}-lr{rate:g}-0" / f"{split}.json").read_text())
+    content = json.loads(out.read_text("utf-8"))
+    said = lambda arm, rate, split: json.loads((root / "tiny" / f"{arm}-lr{rate:g}-0" / f"{split}.json").read_text("utf-8"))
     read = lambda *run: said(*run)["nats clip_name_unshown"]
     best = {arm: min((1e-3, 2e-3), key=lambda rate: np.mean(read(arm, rate, "val"))) for arm in "ab"}
     assert content["rates"]["tiny"] == best and content["minutes"] == {"tiny": 6} and content["longest"] == {"tiny": 2}, "val and test of the chosen rate are one arm"
@@ -353,16 +352,16 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     gap = content["differences"][0]
     assert gap["difference"] == pytest.approx(np.mean(a) - np.mean(b)) and gap["seeds"] == [0] and gap["problems"] == 3
     assert content["differences"][1]["low"] is None, "one number of one seed has no interval"
-    reads = [len(path.read_text().splitlines()) for path in (root / "tiny").glob("*/test_reads.jsonl")]
+    reads = [len(path.read_text("utf-8").splitlines()) for path in (root / "tiny").glob("*/test_reads.jsonl")]
     assert reads == [1, 1], "a reading of the test split must be noted, and rates must not be chosen on it"
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
-    page = (tmp_path / "CLAIMS.md").read_text()
+    page = (tmp_path / "CLAIMS.md").read_text("utf-8")
     assert "(one seed)" in page and f"chosen on val: a {best['a']:g}, b {best['b']:g}." in page
     shutil.copytree(root / "tiny" / f"a-lr{best['a']:g}-0", root / "tiny" / f"a-lr{best['a']:g}-1")
     shutil.copytree(root / "tiny" / f"b-lr{best['b']:g}-0", root / "tiny" / f"b-lr{best['b']:g}-1")
     claims.main(asked)
-    assert json.loads(out.read_text())["differences"][0]["seeds"] == [0, 1], "another seed's arms were left out of the results"
-    older = json.loads((note := root / "tiny" / f"a-lr{best['a']:g}-0" / "arm.json").read_text())
+    assert json.loads(out.read_text("utf-8"))["differences"][0]["seeds"] == [0, 1], "another seed's arms were left out of the results"
+    older = json.loads((note := root / "tiny" / f"a-lr{best['a']:g}-0" / "arm.json").read_text("utf-8"))
     del older["settings"]["eyes"]
     note.write_text(json.dumps(older))
     claims.main(asked)                                                   # begun before there was that setting: it had its default
@@ -371,18 +370,18 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
         claims.main(asked)
     assert "other settings" in capsys.readouterr().err
     note.write_text(json.dumps(older))
-    published, args = json.loads(out.read_text()), claims.arguments([*asked[:-4], "--seeds", "2"])
+    published, args = json.loads(out.read_text("utf-8")), claims.arguments([*asked[:-4], "--seeds", "2"])
     assert claims.best_rate(args, claim, "a") == best["a"], "rates are those of the first seed, whichever is asked for"
     shutil.rmtree(root / "tiny")                                         # as in a clone, whose runs/ is empty
     args.precision = "32-true"
     claims.note(args, "started", root / "tiny" / "a-7", anew=True, settings={})                                          # and never ended
     claims.note(args, "stopped", root / "tiny" / "a-7", seconds=6000)
     claims.write_results(args)
-    kept = json.loads(out.read_text())
+    kept = json.loads(out.read_text("utf-8"))
     assert all(kept[name] == published[name] for name in ("rows", "differences", "rates", "minutes", "longest", "begins")), "what others measured was thrown away"
     assert kept["elsewhere"] == {"tiny": f"{published['machine']}, commit {published['commit']}"}
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
-    assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text()
+    assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("given", [(), ("--out", "elsewhere.json"), ("--root", "elsewhere")])
@@ -410,7 +409,7 @@ def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
     assert claims.prepare(args, claim, "Python", 1) == run and (run / "test.json").exists()
     args.problems = 7
     claims.prepare(args, claim, "Python", 1)
-    assert not (run / "test.json").exists() and json.loads((run / "arm.json").read_text())["problems"] == 7, "it answered other questions"
+    assert not (run / "test.json").exists() and json.loads((run / "arm.json").read_text("utf-8"))["problems"] == 7, "it answered other questions"
     args.base, wanted = str(tmp_path / "s{seed}"), claims.settings_of(claim, "Python", "nano")
     with pytest.raises(claims.BadInput, match="other settings"):
         claims.prepare(args, claim, "Python", 1)
@@ -434,7 +433,7 @@ def test_results_say_where_their_arms_began_and_what_stays_keeps_it(tmp_path, mo
     for root in (args.root, tmp_path / "elsewhere"):                     # the second time what is published stays
         args.root, args.base = root, "what this call would have begun with"
         claims.write_results(args)
-        assert json.loads(out.read_text())["begins"] == {"tiny": "results/checkpoints; runs/s{seed}"}
+        assert json.loads(out.read_text("utf-8"))["begins"] == {"tiny": "results/checkpoints; runs/s{seed}"}
 
 
 def test_what_is_published_stays_until_as_much_is_known_again():
@@ -496,7 +495,7 @@ def test_stale_responses_wait_and_survive_a_checkpoint(tmp_path, tokenizer, monk
         call("cut")
     monkeypatch.setattr(rl, "summary", summary)
     call("cut")
-    steps = [json.loads(line)["steps"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["steps"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert steps[:2] == [0, 0] and all(steps[2:])
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -506,10 +505,10 @@ def test_stale_responses_wait_and_survive_a_checkpoint(tmp_path, tokenizer, monk
 
 def test_the_page_is_what_the_results_say(tmp_path):
     claims.write_docs(ROOT / "results", tmp_path / "CLAIMS.md")
-    assert (tmp_path / "CLAIMS.md").read_text() == (ROOT / "docs" / "CLAIMS.md").read_text(), "python -m nanokimi.claims --docs"
+    assert (tmp_path / "CLAIMS.md").read_text("utf-8") == (ROOT / "docs" / "CLAIMS.md").read_text("utf-8"), "python -m nanokimi.claims --docs"
 
 
 def test_without_results_nothing_is_claimed(tmp_path):
     claims.write_docs(tmp_path, tmp_path / "CLAIMS.md")
-    page = (tmp_path / "CLAIMS.md").read_text()
+    page = (tmp_path / "CLAIMS.md").read_text("utf-8")
     assert page.count("not run yet") >= 2 * len(ledger.CLAIMS) and "reproduced**" not in page.split("| claim |")[1]

@@ -140,7 +140,7 @@ def test_every_batch_meets_the_shares_within_one_document():
 def test_no_name_is_given_twice():
     """Two tables of the same name look like one, and the second wins in silence."""
     for path in (Path(data.__file__).parent).rglob("*.py"):
-        names = [target.id for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)
+        names = [target.id for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.Assign)
                  for target in node.targets if isinstance(target, ast.Name)]
         assert len(names) == len(set(names)), f"{path.name}: {[name for name in names if names.count(name) > 1]}"
 

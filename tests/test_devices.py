@@ -13,7 +13,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 STEPS = 40
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAIN = ("train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--save-every", "0", "--precision", "32-true")
@@ -21,12 +20,12 @@ SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
+import train
 from nanokimi import data, plan, team
 from nanokimi.config import PRESETS
 from nanokimi.model import NanoKimi, choose_kernel
 from nanokimi.muon import MuonClip, qk_clip
 from nanokimi.tokenizer import Tokenizer
-from train import backward
 preset, devices, out = PRESETS["micro"], int(sys.argv[1]), sys.argv[2]
 fabric = plan.launch(devices, devices, "32-true")
 tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
@@ -36,22 +35,19 @@ choose_kernel(model, "cpu")
 model, optimizer = fabric.setup(model, MuonClip(model.named_parameters(), lr=preset.lr, ns_dtype=torch.float32))
 model.mark_forward_method("loss")
 core, seen = model.module.train(), []
+def shared(core, tau):                                                   # where train.update has shared the statistics
+    layers = core.language.layers
+    seen[-1] |= {{"logits": torch.stack([layer.attn.max_logits for layer in layers]),
+                  "loads": torch.stack([layer.moe.load for layer in layers if layer.moe is not None])}}
+    return qk_clip(core, tau)
+train.qk_clip = shared
 batches = data.Batches("pretrain", tokenizer, preset.model.vision, 0, preset.documents, preset.length, 10, rank=fabric.global_rank, world=devices)
 for step in range(10):
     shards, counts = batches[step]
     counts = dict(zip(counts, team.total(tuple(counts.values()))))
-    loss = backward(fabric, model, shards, counts)
-    grads = {{name: p.grad.clone() for name, p in core.named_parameters()}}
-    torch.nn.utils.clip_grad_norm_(core.parameters(), preset.clip_grad)
-    optimizer.step()
-    team.share_statistics(core.language)
-    layers = core.language.layers
-    logits = torch.stack([layer.attn.max_logits for layer in layers])
-    loads = torch.stack([layer.moe.load for layer in layers if layer.moe is not None])
-    qk_clip(core, preset.qk_clip)
-    core.language.update_bias(preset.balance_rate)
-    optimizer.zero_grad()
-    seen.append({{"loss": loss, "counts": counts, "grads": grads, "logits": logits, "loads": loads}})
+    loss = train.backward(fabric, model, shards, counts)
+    seen.append({{"loss": loss, "counts": counts, "grads": {{name: p.grad.clone() for name, p in core.named_parameters()}}}})
+    train.update(core, optimizer, preset, step, 10)
 if fabric.is_global_zero:
     torch.save({{"seen": seen, "weights": core.state_dict()}}, out)
 """
@@ -71,7 +67,7 @@ def finish(*arguments, code=0):
 
 def rows(run):
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def wait_for_step(run, step):
@@ -220,7 +216,7 @@ def test_both_processes_of_rl_stay_one_by_the_clock(reinforced):
     """The rate goes by the time that is left: by that of one clock."""
     finish(reinforced / "lucky.py", "--run", reinforced, "--name", "clock", "--threads", 2, "--minutes", 0.05, "--pool", 40,
            "--problems", 2, "--k", 2, "--max-new", 4, "--lr", 0.003, "--save-every", 0)
-    seen = [(reinforced / "clock" / f"process-{rank}").read_text() for rank in (0, 1)]
+    seen = [(reinforced / "clock" / f"process-{rank}").read_text("utf-8") for rank in (0, 1)]
     assert seen[0] == seen[1] and len(set(seen[0].split())) > 1
 
 
@@ -237,7 +233,7 @@ def processes():
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            state, parent, group = path.read_text("utf-8").rpartition(")")[2].split()[:3]
         except OSError:                                                  # gone in the meantime
             continue
         found[int(path.parent.name)] = (state, int(parent), int(group))
@@ -334,5 +330,5 @@ def test_a_resumed_run_lets_go_of_its_checkpoint(tmp_path):
     kept = {name: x.clone() for name, x in checkpoint.flatten_optimizer(optimizer).items()}
     optimizer.state.clear()
     assert checkpoint.resume(tmp_path, model, optimizer) == {"step": 1}
-    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text("utf-8")
     assert kept and all(torch.equal(x, kept[name]) for name, x in checkpoint.flatten_optimizer(optimizer).items())

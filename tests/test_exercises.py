@@ -43,9 +43,9 @@ def test_blanks_are_what_make_writes():
     make = load_make()
     assert len(NAMES) == 12 and NAMES == sorted(path.stem for path in FOLDER.glob("ex*.py"))
     for path in make.sources():
-        source = path.read_text()
+        source = path.read_text("utf-8")
         assert source.count("# BEGIN SOLUTION") == source.count("# END SOLUTION") == len(make.SOLUTION.findall(source)) > 0
-        assert (FOLDER / path.name).read_text() == make.blank(source), f"{path.name} is stale: python notebooks/exercises/make.py"
+        assert (FOLDER / path.name).read_text("utf-8") == make.blank(source), f"{path.name} is stale: python notebooks/exercises/make.py"
         assert "SOLUTION" not in make.blank(source) + make.solution(source)
 
 
@@ -72,7 +72,7 @@ def test_nobody_meets_the_blanks_who_did_not_ask():
 
 def written_down():
     """{patch: (sound, with the bug)} from the table of bugs/README.md."""
-    rows = re.findall(r"^\| (\d\d_\w+) \|.*\| ([\d.]+) \| ([\d.]+) \|$", (FOLDER / "bugs" / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d\d_\w+) \|.*\| ([\d.]+) \| ([\d.]+) \|$", (FOLDER / "bugs" / "README.md").read_text("utf-8"), re.MULTILINE)
     return {name: (float(sound), float(bug)) for name, sound, bug in rows}
 
 
@@ -117,7 +117,7 @@ def numbers(tmp_path_factory):
 
 def test_the_gallery_is_complete():
     assert len(PATCHES) == 8 and set(written_down()) == {path.stem for path in PATCHES}
-    text = (FOLDER / "bugs" / "README.md").read_text()
+    text = (FOLDER / "bugs" / "README.md").read_text("utf-8")
     assert all(f"## {path.stem}\n" in text for path in PATCHES) and text.count("<details>") == text.count("</details>") == len(PATCHES)
 
 
@@ -125,7 +125,7 @@ def test_the_gallery_is_complete():
 def test_a_bug_applies_to_this_tree_and_is_small(path):
     done = subprocess.run(["git", "apply", "--check", path.resolve()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    changed = [line for line in path.read_text().splitlines() if re.match(r"[+-](?![+-]{2} )", line)]
+    changed = [line for line in path.read_text("utf-8").splitlines() if re.match(r"[+-](?![+-]{2} )", line)]
     assert len(changed) <= 8, f"{len(changed)} lines"
 
 

@@ -176,4 +176,4 @@ def test_every_stage_runs_and_goes_on(tmp_path):
 def rows_of(run):
     """What the run has logged."""
     log = run / "metrics.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []

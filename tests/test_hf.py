@@ -228,12 +228,12 @@ def test_round_trip_is_bitwise(run, tmp_path, dtype):
     hf.bring_back(tmp_path / "a", tmp_path / "run", "sft")
     if dtype == "fp32":
         same_weights(run / "sft/model.safetensors", tmp_path / "run/sft/model.safetensors")
-        assert (run / "sft/config.json").read_text() == (tmp_path / "run/sft/config.json").read_text()
-    assert (run / "tokenizer/tokenizer.tiktoken").read_text() == (tmp_path / "run/tokenizer/tokenizer.tiktoken").read_text()
+        assert (run / "sft/config.json").read_text("utf-8") == (tmp_path / "run/sft/config.json").read_text("utf-8")
+    assert (run / "tokenizer/tokenizer.tiktoken").read_text("utf-8") == (tmp_path / "run/tokenizer/tokenizer.tiktoken").read_text("utf-8")
     hf.export(tmp_path / "run", tmp_path / "b", dtype=dtype)
     same_weights(tmp_path / "a/model.safetensors", tmp_path / "b/model.safetensors")
     for file in ("config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"):
-        assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
+        assert (tmp_path / "a" / file).read_text("utf-8") == (tmp_path / "b" / file).read_text("utf-8")
 
 
 def test_bf16_keeps_the_selection_bias(run, tmp_path):
@@ -280,7 +280,7 @@ def test_what_transformers_saved_at_other_sizes_comes_back(processor, tmp_path, 
 def test_what_does_not_fit_is_one_sentence(folder, tmp_path, where, value, sentence):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     part = config
     for key in where[:-1]:
         part = part[key]
@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_one_sentence(folder, tmp_path, where, value, sente
 def test_pixels_that_are_prepared_differently_are_refused(folder, tmp_path, name, value):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    content = json.loads((tmp_path / "processor_config.json").read_text())
+    content = json.loads((tmp_path / "processor_config.json").read_text("utf-8"))
     content["image_processor"][name] = value
     (tmp_path / "processor_config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"prepared differently from ours: image_processor.{name}"):
@@ -326,7 +326,7 @@ def test_export_overwrites_only_an_export(run, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(ValueError, match="no earlier export"):
         hf.export(run, tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "README.md").read_text("utf-8") == "mine"
     hf.export(run, tmp_path / "new")
     hf.export(run, tmp_path / "new")
 
@@ -335,7 +335,7 @@ def test_export_overwrites_only_an_export(run, tmp_path):
 def test_foreign_tokenizers_are_refused(folder, tmp_path, vocab):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     content["model"]["vocab"] = vocab
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no byte-level BPE"):
@@ -346,7 +346,7 @@ def test_commands(run, tmp_path):
     """As a user calls them; a missing file is one line and exit code 2."""
     call = lambda *args: subprocess.run([sys.executable, "-m", "nanokimi.hf", *map(str, args)], capture_output=True, text=True)
     assert call("export", run, tmp_path / "out", "--dtype", "bf16").returncode == 0
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "OpenMoji" in card and "no weights of theirs" in card.replace("\n", " ")
     assert call("import", tmp_path / "out", tmp_path / "back").returncode == 0 and (tmp_path / "back/sft/model.safetensors").exists()
     (tmp_path / "out" / "tokenizer.json").unlink()
@@ -423,7 +423,7 @@ def nats(model, tokenizer, prompt, answer):
 
 def test_lora_of_peft_comes_back_through_import(folder, run, tmp_path):
     """docs/INTEROP.md's example, word for word: LoRA on the exported model, merged, saved, imported; nothing else moves."""
-    example = (Path(__file__).parent.parent / "docs/INTEROP.md").read_text().partition("```python\n")[2].partition("```")[0]
+    example = (Path(__file__).parent.parent / "docs/INTEROP.md").read_text("utf-8").partition("```python\n")[2].partition("```")[0]
     exec(example.replace('"DIR"', repr(str(folder))).replace('"MERGED"', repr(str(tmp_path / "merged"))), {})
     hf.bring_back(tmp_path / "merged", tmp_path / "run", "sft")
     before, after = load_file(run / "sft/model.safetensors"), load_file(tmp_path / "run/sft/model.safetensors")

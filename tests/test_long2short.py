@@ -213,7 +213,7 @@ def shortened(base):
 
 def test_every_stage_is_a_checkpoint_like_any_other(shortened, capsys, monkeypatch):
     for stage in lengths.STAGES:
-        assert json.loads((shortened / stage / "long2short.json").read_text())["note"]
+        assert json.loads((shortened / stage / "long2short.json").read_text("utf-8"))["note"]
     chat.main(["hi", "--run", str(shortened), "--stage", "l2s-dpo", "--plain", "--max-new", "3"])
     with pytest.raises(SystemExit, match="2"):
         chat.main(["hi", "--run", str(shortened), "--stage", "none", "--plain"])
@@ -274,8 +274,8 @@ def test_measurement(shortened, monkeypatch, tmp_path, capsys):
     for argv in (["lengths", str(shortened), "--problems", "4", "--out", str(tmp_path / "long2short.json")],):
         monkeypatch.setattr(sys, "argv", argv)
         lengths.main()
-    rows = {row["name"]: row["mean"] for row in json.loads((tmp_path / "long2short.json").read_text())["rows"]}
-    content = json.loads((tmp_path / "long2short.json").read_text())
+    rows = {row["name"]: row["mean"] for row in json.loads((tmp_path / "long2short.json").read_text("utf-8"))["rows"]}
+    content = json.loads((tmp_path / "long2short.json").read_text("utf-8"))
     assert content["split"] == "val" and content["seeds"] == [7]
     asked = {row["name"]: row["problems"] for row in content["rows"]}
     assert asked["long_count"] == 4 and asked["l2s-dpo_scene_text"] == 4 and asked["long_acc"] == 8 and asked["l2s_token_saving"] == 8
@@ -290,16 +290,32 @@ def test_a_cap_ends_thinking_and_forces_an_answer(shortened):
     assert len(answers.hits) == 3 and max(answers.tokens) <= 6              # five tokens of thinking, and </think>
 
 
+def test_more_tokens_go_to_checking_where_thinking_would_end(shortened, monkeypatch):
+    tiny = lengths.engine_of(shortened, lengths.load(shortened / "long"))
+    end, heads = tiny.tokenizer.end_think, []
+    said = [Response(ids=[7, 8, end, 9], sampled=[True] * 4, parsed={}), Response(ids=[7, 8, 9], sampled=[True] * 3, parsed={})]
+    monkeypatch.setattr(lengths, "ask_chat", lambda *_, **__: said)
+    monkeypatch.setattr(lengths, "go_on", lambda engine, problems, given, most: heads.extend(given))
+    lengths.ask_for_more(tiny, [])
+    assert heads == [[7, 8, *tiny.tokenizer.encode(" check:")], [7, 8]]
+
+
 def test_gains_are_paired_by_problem():
     """Problems that both solve, or neither, count as 0; results have the interval over seeds and problems."""
     first, between, second = (lengths.Answers([True] * right + [False] * (100 - right), [9] * 100) for right in (60, 50, 40))
+    brief, capped = (lengths.Answers([True] * right + [False] * (100 - right), [tokens] * 100) for right, tokens in ((45, 3), (10, 4)))
     gaps = lengths.gained(first, second)
     assert gaps.tolist() == [0.0] * 40 + [1.0] * 20 + [0.0] * 40 and lengths.gained(second, first).tolist() == (-gaps).tolist()
-    cards = [{"stages": {stage: {"arithmetic": a} for stage, a in {"long": second, "brief": second, "l2s-merge": merged}.items()},
-              "caps": {0.5: {"arithmetic": second}}, "more": {}} for merged in (first, between)]
+    cards = [{"stages": {stage: {"arithmetic": a} for stage, a in {"long": second, "brief": brief, "l2s-merge": merged + lengths.Answers(), "l2s-toggle": brief,
+                                                                    "l2s-rigid": brief}.items()},
+              "caps": {0.5: {"arithmetic": capped}}, "more": {"l2s-toggle": {"arithmetic": first}, "l2s-rigid": {"arithmetic": second}}} for merged in (first, between)]
     rows = {row["name"]: row for row in lengths.rows_over_seeds(cards, "l2s-merge", 100)}
     row = rows["l2s-merge_vs_long"]
     assert row["values"] == [0.2, 0.1] and (row["mean"], row["low"], row["high"]) == pytest.approx(interval([gaps, lengths.gained(between, second)]))
+    short = lengths.rows_of(cards[0] | {"stages": cards[0]["stages"] | {"l2s-merge": {"arithmetic": lengths.Answers(first.hits, [6] * 100)}}}, "l2s-merge")
+    assert short["l2s_token_saving"] == pytest.approx(1 / 3) and short["l2s_tokens_over_short"] == pytest.approx(2)
+    assert short["l2s_acc_drop"] == pytest.approx(-0.2) and short["l2s_vs_short"] == pytest.approx(0.15) and short["long_half_drop"] == pytest.approx(0.3)
+    assert (short["toggle_lift"], short["rigid_lift"], short["toggle_lift_gap"]) == pytest.approx((0.15, -0.05, 0.2))
     assert "low" not in rows["l2s_acc_drop"] and row["problems"] == 500 and rows["l2s-merge_arithmetic"]["problems"] == 100
 
 

@@ -211,7 +211,7 @@ def test_the_stage_extends_the_pretrained_model_and_the_cold_start_begins_from_i
     assert chat.config == after.config
     same = lambda a, b: torch.equal(a.vision.layers[0].attn.wqkv.weight, b.vision.layers[0].attn.wqkv.weight)
     assert same(chat, after) and not same(after, before)                 # the cold start leaves the encoder as it finds it
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in rows if row["stage"] == "longctx"] == [1, 2, 3]
     assert newest_stage(run).name == "sft"
 
@@ -221,8 +221,8 @@ def test_needles_are_asked_and_drawn(run, monkeypatch):
     monkeypatch.setattr(needles, "DEPTHS", (0, 1))
     monkeypatch.setattr(sys, "argv", ["needles", str(run), "--split", "test", "--problems", "1", "--threads", "1", "--out", str(run / "results.json")])
     needles.main()
-    assert "needles" in (run / "test_reads.jsonl").read_text()
-    content = json.loads((run / "results.json").read_text())
+    assert "needles" in (run / "test_reads.jsonl").read_text("utf-8")
+    content = json.loads((run / "results.json").read_text("utf-8"))
     assert content["lengths"] == [80, 160, 640] and content["rows"][0]["problems"] == 2
     assert np.array(content["cells"]["clip"]["yarn"]).shape == (3, 2)
     assert len(content["rows"]) == 3 * 3 * 3 and all((run / name).stat().st_size > 5000 for name in ("needles.png", "results.png"))

@@ -11,7 +11,7 @@ import nanokimi.language as language
 from nanokimi import muon, plan
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
 from nanokimi.model import NanoKimi
-from nanokimi.muon import MuonClip, fair_shares, matrices, newton_schulz, orthogonal_updates, qk_clip, wsd
+from nanokimi.muon import AdamW, MuonClip, fair_shares, matrices, newton_schulz, orthogonal_updates, qk_clip, wsd
 
 SHAPES = [(48, 48), (32, 96), (96, 32), (8, 64)]
 TINY = ModelConfig(VisionConfig(dim=32, layers=1, heads=2, mlp=48),
@@ -157,6 +157,18 @@ def test_three_steps_equal_torch_muon_and_adamw():
     for name in named:
         change = ours[name] - 1, theirs[name] - 1
         assert relative(*change) < (0.02 if name in "ab" else 1e-5), name
+
+
+def test_adamw_for_everything_is_the_adamw_of_muonclip():
+    """For comparisons: betas, epsilon and decay are those of MuonClip's own AdamW part."""
+    ours = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in {"a": (24, 40), "norm.weight": (24,), "language.embed.weight": (16, 24)}.items()}
+    theirs = copy.deepcopy(ours)
+    pair = ((ours, AdamW(ours.values(), 1e-2, 0.1)), (theirs, MuonClip(theirs.items(), lr=1e-2, weight_decay=0.1)))
+    for step in range(3):
+        for params, optimizer in pair:
+            fill_gradients(params.values(), step)
+            optimizer.set_schedule(0.5), optimizer.step()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-7) and not torch.equal(ours[name], torch.ones_like(ours[name])) for name in ours if name != "a")
 
 
 def test_parameters_without_gradient_stay():

@@ -2,14 +2,12 @@
 import json
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from nanokimi import data, own
 from nanokimi.config import LanguageConfig, ModelConfig, VisionConfig
@@ -63,7 +61,7 @@ def test_everything_is_read(tmp_path, tokenizer):
     assert tokenizer.decode(examples["deep/lines.jsonl, line 2"].forms[0].ids).endswith(" good day<|im_end|>")
     parts = [e for where, e in examples.items() if where.startswith("notes.txt")]
     assert len(parts) > 2 and all(len(e.forms[0].ids) <= 193 for e in parts)
-    assert "".join(tokenizer.decode(e.forms[0].ids[:-1]) for e in parts).split() == (tmp_path / "notes.txt").read_text().split()
+    assert "".join(tokenizer.decode(e.forms[0].ids[:-1]) for e in parts).split() == (tmp_path / "notes.txt").read_text("utf-8").split()
 
 
 def test_files_as_people_have_them(tmp_path, tokenizer):
@@ -179,7 +177,7 @@ def test_it_learns_and_says_what_it_gained(monkeypatch, run, tmp_path, capsys):
     monkeypatch.setattr(own, "KEPT", ()), monkeypatch.setattr(own, "SHARE", 1.0)
     folder = two_colours(tmp_path / "colours")
     call(monkeypatch, run, folder, "--steps", "400")
-    gained = json.loads((run / "tuned" / "own.json").read_text())
+    gained = json.loads((run / "tuned" / "own.json").read_text("utf-8"))
     assert gained["before"]["held out"] == 0 and gained["after"]["held out"] == 1
     monkeypatch.setattr(sys, "argv", ["own", str(run), str(folder)])
     own.main()
@@ -235,7 +233,7 @@ def test_other_contents_are_another_tuning(monkeypatch, run, tmp_path, capsys):
     monkeypatch.setattr(own, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(monkeypatch, run, folder, "--steps", "1", "--save-every", "0")
-    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("alpha", "gamma"))
+    (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text("utf-8").replace("alpha", "gamma"))
     with pytest.raises(SystemExit):
         call(monkeypatch, run, folder, "--steps", "1", "--save-every", "0")
     assert "was started with contents" in capsys.readouterr().err
@@ -260,7 +258,7 @@ def test_what_is_trained_on_is_not_called_held_out(monkeypatch, run, tmp_path, c
     put(tmp_path / "one", "metadata.jsonl", [{"file_name": name, "text": "alpha"}])
     call(monkeypatch, run, tmp_path / "one", "--steps", "1")
     assert "1 examples, 0 of them held out" in capsys.readouterr().out
-    assert "held out" not in json.loads((run / "tuned" / "own.json").read_text())["after"]
+    assert "held out" not in json.loads((run / "tuned" / "own.json").read_text("utf-8"))["after"]
 
 
 def test_nothing_is_written_for_a_bad_folder(monkeypatch, run, tmp_path, capsys):

@@ -25,12 +25,12 @@ def table_rows(text):
     return rows
 
 
-ROWS = table_rows((ROOT / "docs" / "PAPERS.md").read_text())
+ROWS = table_rows((ROOT / "docs" / "PAPERS.md").read_text("utf-8"))
 
 
 @lru_cache
 def tree(path):
-    return ast.parse((ROOT / path).read_text())
+    return ast.parse((ROOT / path).read_text("utf-8"))
 
 
 def names_of(node):
@@ -141,6 +141,6 @@ def test_citations_are_read():
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_citation_has_a_row(path):
     known = set().union(*(citations(row["source and formula"]) for _, row in ROWS))
-    missing = [f"{path.relative_to(ROOT)}:{number}: {source} {place}" for number, line in enumerate(path.read_text().splitlines(), 1)
+    missing = [f"{path.relative_to(ROOT)}:{number}: {source} {place}" for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
                for source, place in sorted(citations(line) - known)]
     assert not missing, f"cited in the code, but without a row in docs/PAPERS.md: {missing}"

@@ -115,6 +115,14 @@ def test_grpo_is_what_the_others_are_not():
     assert g[0].item() == pytest.approx(-math.exp(-1.0) / 2, rel=2e-3) and g[1].item() == pytest.approx(1 / 4, rel=2e-3)
 
 
+@pytest.mark.parametrize("log_ratio, reward, moves", [(1.0, 0.2, False), (-1.0, -0.2, False), (1.0, -0.2, True), (-1.0, 0.2, True)])
+def test_grpo_clips_what_has_gone_far_enough(log_ratio, reward, moves):
+    """Up where the advantage is positive, down where it is negative; the way back stays open."""
+    new = torch.tensor([log_ratio, 0.0], dtype=torch.double, requires_grad=True)
+    s = samples(new, torch.zeros(2, dtype=torch.double), torch.tensor([reward, 0.0], dtype=torch.double), [0, 1])
+    assert (gradient(grpo(s), new)[0].item() != 0) == moves
+
+
 def test_rest_learns_from_successes_only():
     new = torch.zeros(3, requires_grad=True)
     assert gradient(rest(samples(new, torch.zeros(3), torch.tensor([1.0, 0.0]), [0, 0, 1])), new).tolist() == pytest.approx([-1 / 3, -1 / 3, 0])

@@ -79,7 +79,7 @@ def differences(english, chinese, names=TRANSLATED[0]):
 
 
 def read(names):
-    return [(ROOT / name).read_text() for name in names]
+    return [(ROOT / name).read_text("utf-8") for name in names]
 
 
 @pytest.mark.parametrize("names", TRANSLATED)

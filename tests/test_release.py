@@ -21,7 +21,7 @@ def test_together_under_24_megabytes():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_answers_as_recorded(stage):
-    recorded = json.loads((RELEASED / "card.json").read_text())
+    recorded = json.loads((RELEASED / "card.json").read_text("utf-8"))
     assert recorded["stages"][stage] == pytest.approx(card(RELEASED, stage, recorded["problems"]), abs=0.1)    # other machines round differently
 
 

@@ -2,14 +2,12 @@
 import json
 import signal
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import rl
 from nanokimi import data, gains, learner, pages, rollout
 from nanokimi.config import PRESETS
@@ -54,7 +52,7 @@ def call(monkeypatch, base, name, *options):
 
 def rows(folder):
     timed = {"seconds", "rollout_s", "update_s", "rollout_tokens_s", "update_tokens_s", "handover_s"}
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("objective, options", [("k25", []), ("k15", ["--inner", "2"]), ("rest", []), ("grpo", [])])
@@ -66,7 +64,7 @@ def test_every_objective_raises_an_easy_reward(monkeypatch, base, objective, opt
     rewards = [row["reward"] for row in rows(folder)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15, rewards
     assert all(0.1 < row["update_rms"] < 0.3 for row in rows(folder))
-    assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text()
+    assert (folder / "model.safetensors").exists() and "<h1>Iteration" in (folder / "trajectories.html").read_text("utf-8")
 
 
 def test_all_processes_multiply_as_the_first_one_does(base, monkeypatch):
@@ -107,12 +105,15 @@ def test_success_is_tracked_and_the_curriculum_widens(monkeypatch, base):
     monkeypatch.setattr(rollout.verify, "correct", lambda *_: True)
     known = [item.success for item in rl.read_pool(call(monkeypatch, base, "tracked", "--iterations", "2"))]
     assert set(known) <= {0.5, 0.75, 0.875} and known.count(0.75) + 2 * known.count(0.875) == 12, "two iterations of six problems, all solved"
-    shares = []
-    monkeypatch.setattr(rollout, "choose", lambda pool, number, rng, easiest, prioritised: shares.append(easiest) or [])
+    shares, drawn = [], []
+    monkeypatch.setattr(rollout, "choose", lambda pool, number, rng, easiest, prioritised: shares.append(easiest) or drawn.append(prioritised) or [])
     args = SimpleNamespace(iterations=8, curriculum=0.5, seed=0, problems=4, uniform=False, k=2, max_new=4)
     for step in (0, 2, 4, 7):
         rl.new_groups(args, None, rl.Progress([], step))
     assert shares == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    args.uniform = True
+    rl.new_groups(args, None, rl.Progress([], 0))
+    assert drawn == [True] * 4 + [False]
 
 
 def test_a_bf16_rollout_copy_reports_its_mismatch(monkeypatch, base):
@@ -232,7 +233,55 @@ def test_no_step_without_a_difference(monkeypatch, base):
     assert all(torch.equal(before[name], after[name]) for name in before) and all(row["steps"] == 0 for row in rows(folder))
 
 
-def test_length_penalty_waits_and_then_counts(monkeypatch, base):
+def test_schedules_of_the_loop(monkeypatch, base):
+    """The learning rate falls by --decay, the length penalty begins after --length-warmup, in the loop itself."""
+    monkeypatch.setattr(rollout, "reward", luck)
+    weights, factors, add = [], [], rollout.with_length
+    monkeypatch.setattr(rollout, "with_length", lambda group, weight: weights.append(weight) or add(group, weight))
+    monkeypatch.setattr(learner.MuonClip, "set_schedule", lambda self, factor: factors.append(factor))
+    monkeypatch.setattr(rl, "shorten", lambda *_: None)
+    call(monkeypatch, base, "schedules", "--iterations", "3", "--length-warmup", "2", "--length-penalty", "0.1", "--decay", "0.6")
+    assert factors == pytest.approx([1.0, 0.8, 0.6]) and weights == [0.0] * 12 + [0.1] * 6
+
+
+@pytest.mark.parametrize("name, kind", [("muon", "MuonClip"), ("adamw", "AdamW")])
+def test_the_optimizer_is_the_one_that_was_asked_for(base, name, kind):
+    args = SimpleNamespace(optimizer=name, lr=1e-3, objective="k25", temperature=1.0, inner=1, step_problems=4, replay=0.0, seed=0)
+    engine = SimpleNamespace(model=load(base / "sft"), tokenizer=None)
+    assert type(rl.make_learner(args, engine, "32-true").optimizer).__name__ == kind
+
+
+def test_a_step_of_rl_clips_and_leaves_the_balance_alone(base):
+    tokenizer, model = Tokenizer.load(base / "tokenizer"), load(base / "sft").train()
+    for layer in model.language.layers:
+        layer.attn.q_b.weight.data *= 1e4                                # logits far above the limit
+    biases = lambda: [layer.moe.router.e_score_correction_bias.clone() for layer in model.language.layers if layer.moe is not None]
+    teaches, norms, logits, before = Learner(model, tokenizer, muon(model, 0.0, torch.float32)), [], [], biases()
+    batch, _ = data.Batches("sft", tokenizer, PRESETS["micro"].model.vision, 5, 16, 384, 1).shard(0, 0)
+    step = teaches.optimizer.step
+    teaches.optimizer.step = lambda: norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])) or step()
+    for _ in range(3):                                                   # heads of one layer change what the next one reads
+        (100 * model.loss(batch)[0]).backward()
+        logits.append(max(layer.attn.max_logits.max().item() for layer in model.language.layers))
+        teaches.step()
+    assert logits[0] > 100 and logits[-1] < 31 and all(norm <= 1.001 for norm in norms)
+    assert all(torch.equal(a, b) for a, b in zip(before, biases()))
+
+
+def test_the_closing_stage_samples_what_is_better_solved(monkeypatch, base, tmp_path):
+    pool = rollout.make_pool(60, 0.5, 0)
+    for i, item in enumerate(pool):
+        item.success = i / 60
+    source = tmp_path / "rl"
+    save(load(base / "sft"), source)
+    rl.checkpoint.write_json(source / "pool.json", [vars(item) for item in pool])
+    asked = []
+    monkeypatch.setattr(rollout, "sample", lambda engine, items, *_: asked.extend(items) or [])
+    rl.shorten(SimpleNamespace(seed=0, k=4, max_new=8, temperature=1.0), base, source, tmp_path / "short", problems=10)
+    assert len(asked) == 10 and min(item.success for item in asked) >= 40 / 60, "of the twenty that are solved most often"
+
+
+def test_a_length_reward_is_added_by_weight():
     talks = [SimpleNamespace(response=Response(sampled=[True] * n)) for n in (4, 8, 6)]
     group = rollout.Group(None, talks, False, rewards=[1.0, 1.0, 0.0], right=[True, True, False])
     assert rollout.with_length(group, 0.0) == [1.0, 1.0, 0.0]
@@ -247,7 +296,7 @@ def test_the_page_shows_text_as_text_and_marks_what_the_tool_said(base, tmp_path
     problem = Problem("perception", "text", ("<script>told",), "<script>asked", "<script>wanted")
     group = rollout.Group(problem, [talk], False, rollout.Item("perception", "text", 1), [1.0], [True])
     pages.write(tmp_path / "page.html", [group], tokenizer, 1)
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text("utf-8")
     assert "<script>" not in page and "<i>" not in page and page.count("&lt;script&gt;") == 4 and "<span>&lt;i&gt;forced</span>" in page
 
 
@@ -261,14 +310,14 @@ def test_gains_compares_the_stages_and_writes_where_its_numbers_come_from(monkey
     out = tmp_path / "rl.json"
     monkeypatch.setattr(sys, "argv", ["gains", str(base), "--split", "test", "--problems", "3", "--threads", "1", "--out", str(out)])
     gains.main()
-    content = json.loads(out.read_text())
+    content = json.loads(out.read_text("utf-8"))
     rows = {row["name"]: row["mean"] for row in content["rows"]}
     assert {"rl_visual_gain", "rl_visual_margin_change", "rl_tool_solved", "rl_saving", "sft_visual", "rl_visual", "short_visual"} <= rows.keys()
     assert rows["rl_visual_gain"] == pytest.approx((rows["rl_visual"] - rows["sft_visual"]) / (1 - rows["sft_visual"]))
     assert content["seeds"] == [7] and content["iterations"] == [2] and content["split"] == "test"        # of the training, not of RL
     asked = {row["name"]: row["problems"] for row in content["rows"]}
     assert asked["sft_caption"] == 3 and asked["rl_visual_gain"] is None, "pooled over rows: no single number"
-    assert "gains" in (base / "test_reads.jsonl").read_text()
+    assert "gains" in (base / "test_reads.jsonl").read_text("utf-8")
 
 
 def test_replay_teaches_text_while_rl_teaches_nothing(monkeypatch, base):
@@ -308,7 +357,7 @@ def test_newton_schulz_has_the_precision_that_is_asked_for(monkeypatch, base, ca
     monkeypatch.setattr(rollout, "reward", luck)
     monkeypatch.setattr(rl.plan, "faster_precision", lambda: 1 / 0)
     folder = call(monkeypatch, base, "asked", "--iterations", "1", "--precision", "bf16-mixed")
-    assert json.loads((folder / "rl.json").read_text())["precision"] == "bf16-mixed"
+    assert json.loads((folder / "rl.json").read_text("utf-8"))["precision"] == "bf16-mixed"
     with pytest.raises(SystemExit):
         call(monkeypatch, base, "asked", "--iterations", "1", "--precision", "32-true")
     assert "started with precision bf16-mixed, not 32-true" in " ".join(capsys.readouterr().err.split())
@@ -322,7 +371,7 @@ def test_flywheel_recycles_successes(monkeypatch, base, capsys):
     start, taught, end = (load_file(base / stage / "model.safetensors") for stage in ("sft", "wheel-rft", "wheel"))
     head = "language.head.weight"
     assert not torch.equal(start[head], taught[head]) and not torch.equal(taught[head], end[head])
-    assert json.loads((folder / "rl.json").read_text())["start"] == "wheel-rft" and "successes of" in capsys.readouterr().out
+    assert json.loads((folder / "rl.json").read_text("utf-8"))["start"] == "wheel-rft" and "successes of" in capsys.readouterr().out
     before = (base / "wheel-rft" / "model.safetensors").stat().st_mtime_ns
     call(monkeypatch, base, "wheel", "--flywheel", "--iterations", "4")
     assert (base / "wheel-rft" / "model.safetensors").stat().st_mtime_ns == before

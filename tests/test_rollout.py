@@ -131,6 +131,18 @@ def test_saying_everything_never_beats_saying_what_is_there():
     assert rollout.verify.ocr("0123456789", "407") == 0.0
 
 
+def test_a_right_answer_in_a_broken_form_is_not_solved(monkeypatch):
+    """What success counts is what could be rewarded: prioritised sampling and length rewards go by it."""
+    problem = Problem("reasoning", "text", (), "2 + 2?", "4")
+    parsed = {"content": " 4", "thinking": " two and two", "well_formed": True, "tool_calls": []}
+    group = rollout.begin(ENGINE, problem, 2, 9, (0,))
+    for talk, stop in zip(group.talks, ("end", "length")):
+        talk.response, talk.over = Response([5], [-1.0], [True], [0], stop=stop, parsed=parsed), True
+    monkeypatch.setattr(rollout, "respond", lambda *_: None)
+    done, = rollout.carry_on(ENGINE, [group], 1.0)[0]
+    assert done.rewards == [1.0, 0.0] and done.right == [True, False]
+
+
 # ---- training batches -------------------------------------------------------------------------------------------------------------------
 
 def test_old_log_probabilities_are_those_of_the_targets():
@@ -146,6 +158,7 @@ def test_old_log_probabilities_are_those_of_the_targets():
     lengths = np.bincount(training.owner, minlength=9)
     assert lengths.tolist() == [r.written for g in groups for r in g.responses]
     assert training.reward.tolist() == pytest.approx([0.1, 0.5, 0.9] * 3) and training.baseline.tolist() == pytest.approx([0.5] * 9)
+    assert training.spread.tolist() == pytest.approx([np.std([0.1, 0.5, 0.9])] * 9)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -18,7 +18,7 @@ def route(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, sca
     """Tokens x (N, d), router weight (E, d), selection bias (E,) -> (chosen experts (N, k), their weights (N, k)).
 
     In words: a score is the sigmoid of the product of token and expert. Chosen are the k experts with the largest score plus bias. The
-    weights are the scores alone, divided by their sum over the chosen ones, times scaling. The order of the k is free.
+    weights are the scores alone, divided by their sum over the chosen ones, times scaling. The order of the k is free; the bias gets no gradient.
     """
     raise NotImplementedError("your turn")
 
@@ -27,6 +27,6 @@ def update_bias(bias: torch.Tensor, load: torch.Tensor, rate: float) -> torch.Te
     """One balancing step: bias (E,), load (E,) tokens that went to each expert -> new bias (E,).
 
     In words: the error of an expert is the mean load minus its load. Its bias grows by rate times (the sign of its error minus the mean of
-    all signs), so that the biases always sum to the same.
+    all signs), so that the biases always sum to the same. The bias given stays as it is.
     """
     raise NotImplementedError("your turn")

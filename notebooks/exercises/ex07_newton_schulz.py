@@ -29,6 +29,7 @@ def muon_update(gradient: torch.Tensor, momentum: torch.Tensor, mu: float = 0.95
     """Gradient (n, m) and momentum (n, m) of the step before -> (update (n, m), to be multiplied by the learning rate; new momentum (n, m)).
 
     In words: the new momentum is mu times the old one plus the gradient. Nesterov: what is made orthogonal is the gradient plus mu times the
-    NEW momentum. The result is scaled by 0.2 sqrt(max(n, m)), so that its root mean square is near AdamW's 0.2.
+    NEW momentum. The result is scaled by 0.2 sqrt(max(n, m)), so that its root mean square is near AdamW's 0.2. Both tensors given stay as they
+    are.
     """
     raise NotImplementedError("your turn")

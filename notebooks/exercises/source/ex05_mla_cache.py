@@ -45,7 +45,7 @@ def absorbed(q_nope: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, k
     first nope rows unpack its key, the others its value.
     In words: the logit of head h and token s is (q_nope . key + q_rope . k_rope) / sqrt(nope + rope), where key = up_k c_kv. Because
     q . (up_k c) = (up_k^T q) . c, the query is brought into the latent space once; the weighted sum is taken over latents, and up_v
-    unpacks the sum, once a head. No tensor of S x H x nope or S x H x v numbers may be made.
+    unpacks the sum, once a head. No key without position and no value of a cached token may be made, for all heads at once or head by head.
     """
     # BEGIN SOLUTION
     nope, kv_lora = q_nope.shape[1], kv_b.shape[2]

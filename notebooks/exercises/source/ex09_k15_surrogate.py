@@ -29,7 +29,7 @@ def k15_loss(new: torch.Tensor, old: torch.Tensor, owner: torch.Tensor, reward: 
     """The loss of the k responses to one problem, with the mean reward in the place of tau log Z, to be minimised: a number.
 
     new (N,) log-probabilities of all responses' tokens under the policy that learns, old (N,) the same when they were sampled, owner (N,) the
-    response that a token belongs to, 0 .. k-1, reward (k,).
+    response that a token belongs to, 0 .. k-1, reward (k,). All but owner have one dtype, which need not be float32.
     In words: the log-ratio of a response is the sum of (new - old) over its tokens, not their mean. The error of a response is its reward
     minus the mean reward of all k minus tau times its log-ratio. The loss is the mean over responses of the squared errors, divided by
     2 tau: then its gradient is Eq. 3 with the sign turned.
