@@ -77,7 +77,11 @@ def main():
         return shorter(long2short.arguments(sys.argv[2:]))
     args = arguments()
     run = args.run or newest_run()
+    checkpoint.refuse_released(run)
     checkpoint.need(run, args.start)
+    folder = run / args.name
+    if checkpoint.finished(folder) and not (folder / "pool.json").exists():
+        raise BadInput(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
     if args.k < 2:
         raise BadInput("--k 1: with one response to a problem there is nothing to compare it with; give 2 or more.")
     train = flywheel if args.flywheel else reinforce
@@ -90,6 +94,7 @@ def main():
 def shorter(args):
     """python rl.py long2short: see nanokimi/long2short.py."""
     run = args.run or newest_run()
+    checkpoint.refuse_released(run)
     checkpoint.need(run, args.base or "sft")
     with plan.hold(run / "long2short"), plan.processes(args.threads):
         run = team.gather(run)[0]
@@ -168,8 +173,6 @@ def reinforce(args, run):
 def close(args, run, trained):
     """Shortest rejection sampling of what RL reached; nothing where it was not trained just now, and both are finished."""
     folder, short = run / args.name, run / ("short" if args.name == "rl" else f"short-{args.name}")
-    if not (folder / "pool.json").exists():
-        raise BadInput(f"{folder} came without the problems that it learned from, so it cannot go on: give another --name to train {args.start} anew.")
     if checkpoint.finished(short) and not trained:
         plan.say(f"{folder} and {short} are finished: python -m nanokimi.gains {run} compares them; another --name trains again.")
     else:

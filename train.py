@@ -63,6 +63,7 @@ def main():
     if args.data:
         return own.tune(args)
     run = args.run or Path("runs") / args.preset
+    checkpoint.refuse_released(run)
     with plan.hold(run):
         train(args, run)
 

@@ -79,6 +79,7 @@ def finished(stage):
 
 
 ORDER = ("pretrain", "sft", "rl", "short", "tuned")                     # as train.py, rl.py and train.py --data make them
+COPY = "runs/released"                                                  # where one may train what was released
 MADE_BY = {"pretrain": "train.py", "sft": "train.py", "longctx": "train.py --stage longctx", "rl": "rl.py", "short": "rl.py",
            "long": "rl.py long2short", "brief": "rl.py long2short"}
 
@@ -91,8 +92,16 @@ def need(run, *stages):
             there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
             preset = read_json(run / "run.json", "preset")["preset"] if (run / "run.json").is_file() else "nano"
             options = f" --preset {preset}" * (preset != "nano" and program is not None and program.startswith("train.py"))
-            remedy = f"python {program}{options} --run {run} makes it" if program else f"name another one (finished here: {there})"
+            options += f" --run {COPY}" if (run / "card.json").is_file() else f" --run {run}"
+            copy = f"cp -r {run} {COPY}, then " * (run / "card.json").is_file()
+            remedy = f"{copy}python {program}{options} makes it" if program else f"name another one (finished here: {there})"
             raise BadInput(f"{run} has no finished stage {stage}: {remedy}.")
+
+
+def refuse_released(run):
+    """BadInput for the checkpoints that came with the project: what trains there would change files that git knows."""
+    if (run / "card.json").is_file() and run.resolve() == RELEASED.resolve():
+        raise BadInput(f"{run} came with the project and stays as it is: cp -r {run} {COPY}, then give --run {COPY}.")
 
 
 def newest_stage(run, tuned=True):

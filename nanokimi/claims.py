@@ -196,20 +196,28 @@ def answers(run, metric, split="test"):
     return np.concatenate([content[f"{kind} {row}"] for row in rows])
 
 
-EMPTY = {"minutes": {}, "longest": {}, "begins": {}, "elsewhere": {}, "rates": {}, "rows": [], "differences": []}       # of a results file
+EMPTY = {"minutes": {}, "longest": {}, "begins": {}, "ran": {}, "settings": {}, "rates": {}, "rows": [], "differences": []}       # of a results file
 
 
 def measured(args, claim, lines):
     """What finished arms tell of a claim, as parts of a results file. lines: of claims_runs.jsonl."""
     rates = {arm: best_rate(args, claim, arm) for arm in claim.arms}
     folders = {arm: {seed: folder_of(args, claim, arm, seed, rates[arm]) for seed in sorted({*SEEDS, *args.seeds})} for arm in claim.arms}
-    finished = {arm: {seed: run for seed, run in runs.items() if (run / "test.json").exists()} for arm, runs in folders.items()}
+    finished = {arm: {seed: run for seed, run in runs.items() if answered(args, claim, arm, run, rates[arm])} for arm, runs in folders.items()}
+    done = [run for runs in finished.values() for run in runs.values()]
     seconds = [s for run, s in seconds_taken(lines, claim.name).items() if (args.root / run).is_dir()]           # not of older settings
     of_claim = {"rates": {arm: rate for arm, rate in rates.items() if rate}, "minutes": round(sum(seconds) / 60, 1),
                 "longest": round(max(seconds, default=0) / 60, 1),
-                "begins": "; ".join(sorted({kept_note(run)["begins"] for runs in finished.values() for run in runs.values()} - {""}))}
+                "begins": "; ".join(sorted({kept_note(run)["begins"] for run in done} - {""})), "ran": origins(done),
+                "settings": {"shared": claim.shared, "arms": claim.arms} if done else {}}
     return {"rows": rows_of(claim, finished), "differences": [d for compare in claim.compares if (d := difference(claim, compare, finished))],
             **{name: {claim.name: value} for name, value in of_claim.items() if value}}
+
+
+def answered(args, claim, arm, run, rate):
+    """Whether an arm has its answers, from a training with the settings that the ledger has now."""
+    settings = json.loads(json.dumps(asdict(settings_of(claim, arm, args.preset, rate))))
+    return (run / "test.json").exists() and kept_note(run)["settings"] == settings
 
 
 def rows_of(claim, finished):
@@ -258,12 +266,10 @@ def covers(claim, gaps, others):
 
 
 def published(kept, claim):
-    """What a results file holds of a claim, and where its arms ran."""
+    """What a results file holds of a claim."""
     out = {"rows": [row for row in kept["rows"] if row["name"].startswith(f"{claim.name}/")],
            "differences": [gap for gap in kept["differences"] if gap["claim"] == claim.name]}
-    out |= {name: {claim.name: kept[name][claim.name]} for name in ("rates", "minutes", "longest", "begins") if claim.name in kept[name]}
-    where = {claim.name: kept["elsewhere"].get(claim.name) or f"{kept['machine']}, commit {kept['commit']}"} if out["rows"] else {}
-    return out | {"elsewhere": where}
+    return out | {name: {claim.name: part[claim.name]} for name, part in kept.items() if isinstance(part, dict) and claim.name in part}
 
 
 def write_results(args):
@@ -279,14 +285,15 @@ def write_results(args):
             parts = published(kept, claim)
         for name, part in parts.items():
             out[name] = out[name] | part if isinstance(part, dict) else out[name] + part
-    write_json(args.out, {"experiment": "claims", "command": "python -m nanokimi.claims", **origins(args.root), "threads": 1,
+    write_json(args.out, {"experiment": "claims", "command": "python -m nanokimi.claims", "threads": 1,
                           "seeds": sorted({seed for gap in out["differences"] for seed in gap["seeds"]}), **out})
 
 
-def origins(root):
-    """{"machine", "precision", "commit"} of the finished arms, several where seeds were trained on several machines."""
-    done = [json.loads(path.read_text()) for path in sorted(root.glob("*/*/test.json"))]
-    return {name: "; ".join(sorted({str(answers[name]) for answers in done})) for name in ("machine", "precision", "commit")}
+def origins(done):
+    """Machine, precision and commit of finished arms, several where seeds were trained on several machines; "" for none."""
+    notes = [json.loads((run / "test.json").read_text()) for run in done]
+    several = lambda name: "; ".join(sorted({str(note[name]) for note in notes}))
+    return f"{several('machine')}; {several('precision')}; commit {several('commit').replace('; ', ', ')}" if notes else ""
 
 
 # ---- docs/CLAIMS.md --------------------------------------------------------------------------------------------------------------------
@@ -386,8 +393,11 @@ def section(claim, folder, content):
     lines = [f"## {claim.says}", "", f"`{claim.name}` · {claim.source} · {word}", "", f"- They report: {claim.reported}.",
              f"- Here: {claim.experiment}."]
     if claim.arms:
-        changed = "; ".join(f"**{arm}** {in_words(changes, claim.shared) or '(nothing changed)'}" for arm, changes in claim.arms.items())
-        lines += [f"- All arms: {in_words(claim.shared, {}) or 'the defaults of `nanokimi/arms.py`'}. Arms: {changed}."]
+        now = {"shared": claim.shared, "arms": claim.arms}
+        ran = content.get("settings", {}).get(claim.name, now)           # of the numbers below
+        changed = "; ".join(f"**{arm}** {in_words(changes, ran['shared']) or '(nothing changed)'}" for arm, changes in ran["arms"].items())
+        lines += [f"- All arms: {in_words(ran['shared'], {}) or 'the defaults of `nanokimi/arms.py`'}. Arms: {changed}."]
+        lines += ["- **The ledger has other settings by now, and the numbers below are older**: the command begins anew."] * (ran != json.loads(json.dumps(now)))
         chosen = in_words(content.get("rates", {}).get(claim.name, {}), {}) or "not yet"
         tried = ", ".join(f"{rate:g}" for rate in claim.rates)
         lines += [f"- Learning rates tried: {tried}; chosen on val: {chosen}."] if claim.rates else []
@@ -398,6 +408,8 @@ def section(claim, folder, content):
         if longest:
             took = f"At most {longest:g} minutes an arm and seed, measured, each a process with one thread beside others"
         lines += [f"- {took}: `python -m nanokimi.claims {claim.name}`."]
+        where = content.get("ran", {}).get(claim.name)
+        lines += [f"- Ran on {where}."] if where else []
     commands = dict.fromkeys(d["command"] for d in gaps if not d["command"].startswith("python -m nanokimi.claims"))
     lines += [f"- Numbers of `{command}`." for command in commands] + [""]
     if gaps:
@@ -413,11 +425,7 @@ def write_docs(folder, path):
     lines = [HEAD, *overview(folder), ""]
     for claim in CLAIMS:
         lines += section(claim, folder, content)
-    if content:
-        lines += [f"Arms of {name}: {where}.\n" for name, where in content["elsewhere"].items()]
-        lines += [f"{'Other arms' if content['elsewhere'] else 'Arms'}: {content['machine']}; one thread each; {content['precision']} "
-                  f"(RL: fp32 but for Newton-Schulz); seeds "
-                  f"{content['seeds']}; commit {content['commit']}. Every started one: `results/claims_runs.jsonl`."]
+    lines += ["Every arm ran on one thread, RL in fp32 but for Newton-Schulz. Every started one: `results/claims_runs.jsonl`."]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

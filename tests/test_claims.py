@@ -378,10 +378,27 @@ def test_one_command_runs_all_arms_once_and_writes_what_it_found(tmp_path, token
     claims.note(args, "stopped", root / "tiny" / "a-7", seconds=6000)
     claims.write_results(args)
     kept = json.loads(out.read_text("utf-8"))
-    assert all(kept[name] == published[name] for name in ("rows", "differences", "rates", "minutes", "longest", "begins")), "what others measured was thrown away"
-    assert kept["elsewhere"] == {"tiny": f"{published['machine']}, commit {published['commit']}"}
+    assert kept == published and kept["ran"]["tiny"].endswith(f"; 32-true; commit {claims.plan.commit()}"), "what others measured was thrown away"
     claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
-    assert f"Arms of tiny: {published['machine']}" in (tmp_path / "CLAIMS.md").read_text("utf-8")
+    page = (tmp_path / "CLAIMS.md").read_text("utf-8")
+    assert f"Ran on {published['ran']['tiny']}." in page and "length 256" in page and "older" not in page
+    monkeypatch.setattr(claims, "CLAIMS", [replace(claim, shared={"length": 128})])
+    claims.write_docs(out.parent, tmp_path / "CLAIMS.md")
+    page = (tmp_path / "CLAIMS.md").read_text("utf-8")
+    assert "numbers below are older" in page and "length 256" in page and "length 128" not in page, "settings must be those of the numbers"
+
+
+def test_arms_of_older_settings_do_not_count(tmp_path):
+    claim, args = claims.BY_NAME["qk-clip"], SimpleNamespace(preset="nano", root=tmp_path)
+    (run := claims.folder_of(args, claim, "off", 0)).mkdir(parents=True)
+    note = {"settings": asdict(claims.settings_of(claim, "off", "nano")), "seed": 0, "precision": "32-true", "begins": ""}
+    checkpoint.write_json(run / "arm.json", note)
+    assert not claims.answered(args, claim, "off", run, None)
+    (run / "test.json").touch()
+    assert claims.answered(args, claim, "off", run, None)
+    note["settings"]["steps"] += 1
+    checkpoint.write_json(run / "arm.json", note)
+    assert not claims.answered(args, claim, "off", run, None)
 
 
 @pytest.mark.parametrize("given", [(), ("--out", "elsewhere.json"), ("--root", "elsewhere")])
