@@ -41,7 +41,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="?", help="the question; without it, a chat")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture (may be repeated)")
-    parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av)")
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help=".gif, animated .webp / .png, a folder of frames, or .mp4 and friends (pip install av); two frames a second are read")
     parser.add_argument("--run", metavar="DIR", help="what train.py wrote (default: runs/nano, or before its cold start is finished the checkpoints of results/)")
     parser.add_argument("--stage", help="pretrain, longctx, sft, rl, short, l2s-dpo, ... (default: the newest of training and RL)")
     parser.add_argument("--instant", dest="thinking", action="store_false", help="answer at once, without thinking first")

@@ -4,6 +4,7 @@
 
 Names that training clips show, and names that only training pictures show (nanokimi/world/problems.py: shown_in_clips).
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def operated(engine, problems):
 
 
 def main():
+    parser = argparse.ArgumentParser(description="Names in clips with a trained encoder that is operated on.")
+    parser.add_argument("runs", nargs="+", type=Path)
     torch.set_num_threads(plan.cores())
-    for run in map(Path, sys.argv[1:]):
+    for run in parser.parse_args().runs:
         engine = engine_of(run, load(run / "pretrain", "cpu"))
         for shown in (True, False):
             problems = [world.clip_naming_problems(np.random.default_rng([5, shown, i]), "val", shown=shown)[0] for i in range(NUMBER)]

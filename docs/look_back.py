@@ -3,6 +3,7 @@
 First what the cold start of RUN makes of questions about scenes in words (val), by kind of question; then a language model from nothing,
 on lists of coloured forms alone, each asked about once. About three minutes on one thread.
 """
+import argparse
 import sys
 from collections import defaultdict
 from dataclasses import replace
@@ -79,8 +80,10 @@ def learn(tokenizer):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Whether a model can look a word up, and whether one learns to.")
+    parser.add_argument("run", nargs="?", type=Path, default=RELEASED)
+    run = parser.parse_args().run
     torch.set_num_threads(1)
-    run = Path(sys.argv[1]) if len(sys.argv) > 1 else RELEASED
     for kind, hits in by_kind(run).items():
         print(f"{kind}: {sum(hits)} of {len(hits)}")
     learn(Tokenizer.load(run / "tokenizer", NANO.model.vision.patch))

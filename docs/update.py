@@ -4,6 +4,7 @@ docs/CLAIMS.md is written by `python -m nanokimi.claims --docs`.
     python docs/update.py                 tables and the picture of the stack
     python docs/update.py runs/s0         also the figures of that run
 """
+import argparse
 import json
 import re
 import shutil
@@ -131,6 +132,9 @@ def copy_generated(source, text):
 
 
 def main():
+    parser = argparse.ArgumentParser(description="Refresh the tables and figures of README.md from results/*.json.")
+    parser.add_argument("run", nargs="?", type=Path, help="also take the figures of this run")
+    run = parser.parse_args().run
     from nanokimi.claims import overview
     from nanokimi.report import stack_picture
     nano, hour, rl, l2s, bench = (json.loads((ROOT / "results" / f"{name}.json").read_text())
@@ -144,10 +148,10 @@ def main():
     chinese.write_text(copy_generated(text, chinese.read_text("utf-8")), "utf-8")
     (ROOT / "docs" / "RESULTS.md").write_text(all_rows({"nano": nano, "nano60": hour, "rl": rl, "long2short": l2s}), "utf-8")
     stack_picture(ROOT / "docs" / "stack.png")
-    for run in sys.argv[1:2]:
-        shutil.copy(Path(run) / "answers.png", ROOT / "docs" / "answers.png")
+    if run:
+        shutil.copy(run / "answers.png", ROOT / "docs" / "answers.png")
         for name in ("loss", "accuracy", "load"):
-            shutil.copy(Path(run) / f"{name}.png", ROOT / "results" / f"nano_{name}.png")
+            shutil.copy(run / f"{name}.png", ROOT / "results" / f"nano_{name}.png")
 
 
 if __name__ == "__main__":

@@ -92,15 +92,15 @@ def need(run, *stages):
             there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
             preset = read_json(run / "run.json", "preset")["preset"] if (run / "run.json").is_file() else "nano"
             options = f" --preset {preset}" * (preset != "nano" and program is not None and program.startswith("train.py"))
-            options += f" --run {COPY}" if (run / "card.json").is_file() else f" --run {run}"
-            copy = f"cp -r {run} {COPY}, then " * (run / "card.json").is_file()
-            remedy = f"{copy}python {program}{options} makes it" if program else f"name another one (finished here: {there})"
+            ours = run.resolve() == RELEASED.resolve()
+            copy = f"cp -r {run} {COPY}, then " * ours
+            remedy = f"{copy}python {program}{options} --run {COPY if ours else run} makes it" if program else f"name another one (finished here: {there})"
             raise BadInput(f"{run} has no finished stage {stage}: {remedy}.")
 
 
 def refuse_released(run):
     """BadInput for the checkpoints that came with the project: what trains there would change files that git knows."""
-    if (run / "card.json").is_file() and run.resolve() == RELEASED.resolve():
+    if run.resolve() == RELEASED.resolve():
         raise BadInput(f"{run} came with the project and stays as it is: cp -r {run} {COPY}, then give --run {COPY}.")
 
 

@@ -101,7 +101,7 @@ def accuracy_figure(rows, stages):
     for i in range(len(abilities), len(axes)):
         axes[i].set_visible(False)
         axes[i - columns].tick_params(labelbottom=True)
-    fig.suptitle("Accuracy on val, by ability", fontsize=10, color=INK, x=0.01, ha="left")
+    fig.suptitle("Exact match on val, teacher-forced, by ability", fontsize=10, color=INK, x=0.01, ha="left")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(stages), frameon=False, labelcolor="linecolor")
     return fig
 
@@ -186,7 +186,7 @@ def answer_card(ax, x, y, item):
     if item.get("thinking"):
         place = paragraph(ax, left, place, right, item["thinking"], 4, color=MUTED, style="italic") + 0.05
     mark, colour = ("\u2713", GREEN) if item["correct"] else ("\u2717", RED)
-    place = paragraph(ax, left, place, right, f"{mark} {item['answer']}", 2, color=colour, weight="bold")
+    place = paragraph(ax, left, place, right, f"{mark} {item['answer'] or '(no answer)'}", 2, color=colour, weight="bold")
     if not item["correct"]:
         paragraph(ax, left, place, right, f"expected: {item['expected']}", 1, color=MUTED)
 
@@ -258,7 +258,7 @@ def draw_inputs(ax):
     write(ax, 0.975, 1.76, "picture", "any size")
     for frame in (3, 2, 1, 0):
         thumbnail(ax, 0.3 + 0.14 * frame, 2.71 - 0.12 * frame, 0.9, 0.2 + 0.15 * frame, 9 - 2 * frame)
-    write(ax, 0.975, 3.78, "clip", "1 to 4 frames")
+    write(ax, 0.975, 3.78, "clip", "chunks of up to 4 frames")
     step(ax, 0.3, 4.45, 1.5, 0.4, "text: what moves?", ORANGE)
     arrow(ax, (1.6, 1.2), (2.3, 1.5))
     arrow(ax, (1.75, 3.0), (2.3, 2.75))

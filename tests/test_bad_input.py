@@ -514,6 +514,22 @@ def test_a_missing_stage_names_a_command_that_works(tmp_path):
         checkpoint.need(tmp_path, "sft")
     with pytest.raises(errors.BadInput, match=r"python rl.py --run \S+ makes it"):
         checkpoint.need(tmp_path, "rl")
+    with pytest.raises(errors.BadInput, match=r"cp -r \S+checkpoints runs/released, then python rl.py long2short --run runs/released makes it"):
+        checkpoint.need(checkpoint.RELEASED, "long")
+
+
+@pytest.mark.parametrize("command, arguments", [("train", []), ("rl", []), ("rl", ["long2short"])])
+def test_nothing_trains_in_what_was_released(says, command, arguments):
+    before = sorted(path.name for path in checkpoint.RELEASED.iterdir())
+    assert "cp -r" in says(command, *arguments, "--run", checkpoint.RELEASED)
+    assert sorted(path.name for path in checkpoint.RELEASED.iterdir()) == before
+
+
+def test_a_stage_without_its_problems_does_not_go_on(says, run):
+    """As in a copy of what was released; said before anything is written."""
+    shutil.copytree(run / "sft", run / "rl")
+    assert "came without the problems" in says("rl", "--run", run)
+    assert not (run / "rl" / "rl.json").exists()
 
 
 def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
