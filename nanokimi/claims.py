@@ -86,6 +86,8 @@ def prepare(args, claim, arm, seed, rate=None):
     """The arm's folder with its settings and what it begins from; returns it. One that answered other questions is asked again. BadInput if it
     was trained otherwise."""
     run, s = folder_of(args, claim, arm, seed, rate), settings_of(claim, arm, args.preset, rate)
+    if run.exists() and not any((run / name).exists() for name in ("log.txt", "test.json", "val.json")):
+        shutil.rmtree(run)                                               # prepared, but its turn never came
     trained = {"settings": asdict(s), "seed": seed, "precision": args.precision, "begins": "" if s.steps else args.base or "results/checkpoints"}
     note = json.loads(json.dumps(trained | {"problems": args.problems or claim.problems, "wanted": wanted(claim)}))
     kept = kept_note(run) if (run / "arm.json").exists() else note

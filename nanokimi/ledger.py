@@ -175,8 +175,8 @@ CLAIMS = [
           known=(Known("rl", "rl_scene_text", "sft_scene_text"), Known("rl", "rl_arithmetic", "sft_arithmetic")), problems=200, minutes=4),
     Claim("objectives", "mirror descent learns faster than ReST; its regulariser stands stale samples",
           "k1.5 2.3.2 and Fig. 10, K2.5 4.4.2",
-          "k1.5 against ReST at step 48: total about 0.65 against 0.59, MATH500 about 0.90 against 0.80 (GRPO is not compared there); K3's "
-          "report credits a regularisation by token for stale data; that it is tau's term of K2.5's Eq. 1 is our inference",
+          "k1.5 against ReST at step 48: total about 0.65 against 0.59, MATH500 about 0.90 against 0.80 (GRPO is not compared there); Kimi K3's "
+          "report (arXiv 2607.24653, 4.1.2) credits a regularisation by token for stale data; that it is tau's term of K2.5's Eq. 1 is our inference",
           "K2.5's, k1.5's, ReST's and GRPO's objective, on fresh responses and on those of four iterations ago, all at 3e-4, which "
           "each of the eight preferred to 1e-4 on val (from an older start)",
           shared={"steps": 0, "rl": RL | {"lr": 3e-4}},

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +28,7 @@ import train
 from nanokimi import checkpoint, claims, data, errors, evaluate, gains, hf, learner, lengths, model, needles, own, plan, release
 from nanokimi.config import PRESETS
 from nanokimi.media import MediaError, load_image, load_video
-from nanokimi.model import NanoKimi, load, save
+from nanokimi.model import load, save
 from nanokimi.tokenizer import Tokenizer
 
 MAINS = {"sample": sample.main, "train": train.main, "rl": rl.main, "evaluate": evaluate.main, "gains": gains.main, "lengths": lengths.main,
@@ -46,14 +47,7 @@ def quick():
 @pytest.fixture(scope="session")
 def good(tmp_path_factory):
     """A run with random weights in both stages and a real tokenizer. Never written to."""
-    run = tmp_path_factory.mktemp("bad") / "good"
-    preset = PRESETS["micro"]
-    tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
-    tokenizer.save(run / "tokenizer")
-    torch.manual_seed(0)
-    for stage in ("pretrain", "sft"):
-        save(NanoKimi(preset.model, tokenizer.media_pad), run / stage)
-    return run
+    return untrained(tmp_path_factory.mktemp("bad") / "good", "pretrain", "sft")
 
 
 @pytest.fixture

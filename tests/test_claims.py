@@ -11,16 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT, micro_tokenizer
 from safetensors.torch import load_file
 from scipy import stats
 
-ROOT = Path(__file__).parent.parent
 import rl
 import train
 from nanokimi import arms, checkpoint, claims, data, intervals, ledger
 from nanokimi.arms import ArmBatches, Settings, mixture
 from nanokimi.config import PRESETS
-from nanokimi.tokenizer import Tokenizer
 from nanokimi.vision import VisionClip, patchify
 from nanokimi.world import exam
 
@@ -29,7 +28,7 @@ VISION = PRESETS["micro"].model.vision
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(data.corpus(300), PRESETS["micro"].model.language.vocab, VISION.patch)
+    return micro_tokenizer()
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------------------------
@@ -425,6 +424,7 @@ def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
     (run / "test.json").touch()
     assert claims.prepare(args, claim, "Python", 1) == run and (run / "test.json").exists()
     args.problems = 7
+    (run / "log.txt").touch()
     claims.prepare(args, claim, "Python", 1)
     assert not (run / "test.json").exists() and json.loads((run / "arm.json").read_text("utf-8"))["problems"] == 7, "it answered other questions"
     args.base, wanted = str(tmp_path / "s{seed}"), claims.settings_of(claim, "Python", "nano")
@@ -432,6 +432,11 @@ def test_arms_begin_from_the_released_checkpoints_or_from_a_named_run(tmp_path):
         claims.prepare(args, claim, "Python", 1)
     with pytest.raises(claims.BadInput, match="s1 is no finished run"):
         claims.begins_from(args, wanted, 1)
+    (run / "log.txt").unlink()
+    args.base, args.problems = None, 9
+    claims.prepare(args, claim, "Python", 1)                             # what never began may still change
+    assert json.loads((run / "arm.json").read_text("utf-8"))["problems"] == 9
+    args.base = str(tmp_path / "s{seed}")
     (tmp_path / "s1" / "sft").mkdir(parents=True)
     (tmp_path / "s1" / "sft" / "model.safetensors").touch()
     assert claims.begins_from(args, wanted, 1) == tmp_path / "s1"

@@ -1,5 +1,4 @@
 """Two processes (gloo, on a CPU) are one: loss, gradients, weights, what is reduced; a run changes their number; none waits for a dead one."""
-import json
 import os
 import runpy
 import shutil
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, rows, untrained, wait_for_step
 
-ROOT = Path(__file__).parent.parent
 STEPS = 40
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TRAIN = ("train.py", "--preset", "micro", "--stage", "pretrain", "--steps", str(STEPS), "--save-every", "0", "--precision", "32-true")
@@ -63,19 +62,6 @@ def finish(*arguments, code=0):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
-
-
-def rows(run):
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-
-def wait_for_step(run, step):
-    for _ in range(2400):
-        if len(rows(run)) >= step:
-            return
-        time.sleep(0.05)
-    raise AssertionError("training did not get that far")
 
 
 def here(*arguments):
@@ -175,15 +161,8 @@ def reinforced(tmp_path_factory):
     """Eight iterations of RL on random weights, with rewards by luck: by one process, and by two that were asked to stop on the way (only the
     first one heard it) and then went on."""
     import rl as program
-    from nanokimi import data, rollout
-    from nanokimi.config import PRESETS
-    from nanokimi.model import NanoKimi, save
-    from nanokimi.tokenizer import Tokenizer
-    run, preset = tmp_path_factory.mktemp("reinforced") / "run", PRESETS["micro"]
-    tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
-    tokenizer.save(run / "tokenizer")
-    torch.manual_seed(0)
-    save(NanoKimi(preset.model, tokenizer.media_pad), run / "sft")
+    from nanokimi import rollout
+    run = untrained(tmp_path_factory.mktemp("reinforced") / "run", "sft")
     (run / "lucky.py").write_text(LUCKY)
     rl = lambda name, threads: (run / "lucky.py", "--run", run, "--name", name, "--threads", threads, *RL)
     with pytest.MonkeyPatch.context() as patch:                          # the script replaces them in this process

@@ -1,7 +1,6 @@
 """The GPU's path against the CPU's, which all other tests hold against references: python -m pytest tests/test_gpu.py where there is one; together
 with other tests, which hide it, there is nothing to ask."""
 import copy
-import json
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import rows
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -158,22 +158,16 @@ def test_every_stage_runs_and_goes_on(tmp_path):
     run, picture = tmp_path / "run", tmp_path / "picture.png"
     train = ("train.py", "--preset", "micro", "--steps", 16, "--save-every", 0, "--run", run)
     stopped = subprocess.Popen([sys.executable, *map(str, train)], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    while stopped.poll() is None and len(rows_of(run)) < 6:
+    while stopped.poll() is None and len(rows(run)) < 6:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     said, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and "cuda" in said
     program(*train)
     assert (run / "answers.png").exists() and not checkpoint.checkpoints(run / "pretrain")
-    losses = [row["loss"] for row in rows_of(run) if row["stage"] == "pretrain"]
+    losses = [row["loss"] for row in rows(run) if row["stage"] == "pretrain"]
     assert len(losses) == 16 and losses[-1] < losses[0]
     program("rl.py", "--run", run, "--iterations", 2, "--problems", 8, "--k", 4, "--pool", 24, "--max-new", 24, "--minutes", 1)
     assert all(x.isfinite().all() for x in load_file(run / "rl" / "model.safetensors").values())
     Image.new("RGB", (64, 48), "red").save(picture)
     assert program("sample.py", "what is in the picture?", "--image", picture, "--run", run, "--device", "cuda", "--max-new", 8)
-
-
-def rows_of(run):
-    """What the run has logged."""
-    log = run / "metrics.jsonl"
-    return [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []

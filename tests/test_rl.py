@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import untrained
 from safetensors.torch import load_file
 
 import rl
@@ -14,7 +15,7 @@ from nanokimi.config import PRESETS
 from nanokimi.engine import Conversation, Response
 from nanokimi.errors import BadInput
 from nanokimi.learner import Learner, muon
-from nanokimi.model import NanoKimi, load, save
+from nanokimi.model import load, save
 from nanokimi.tokenizer import Tokenizer
 from nanokimi.world.types import Problem
 
@@ -22,12 +23,7 @@ from nanokimi.world.types import Problem
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A run whose cold start never happened: random weights, a real tokenizer."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    preset = PRESETS["micro"]
-    tokenizer = Tokenizer.train(data.corpus(300), preset.model.language.vocab, preset.model.vision.patch)
-    tokenizer.save(run / "tokenizer")
-    torch.manual_seed(0)
-    save(NanoKimi(preset.model, tokenizer.media_pad), run / "sft")
+    run = untrained(tmp_path_factory.mktemp("runs") / "tiny", "sft")
     (run / "run.json").write_text('{"seed": 7}')
     return run
 

@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import ROOT, rows, wait_for_step
 from safetensors.torch import load_file
 
 import train
@@ -20,9 +19,7 @@ from nanokimi.model import Batch, NanoKimi, choose_kernel
 from nanokimi.muon import MuonClip, wsd
 from nanokimi.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parent.parent
 STEPS = 16
-
 
 PLAIN = ("--stage", "pretrain", "--threads", "1", "--devices", "1", "--precision", "32-true")
 DEFAULT = ("--stage", "pretrain", "--threads", "2", "--devices", "2")                     # what train.py chooses on two cores: bf16 where that is fast
@@ -38,18 +35,6 @@ def finish(run, *more, mode=PLAIN):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-
-
-def wait_for_step(run, step):
-    for _ in range(1200):
-        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text("utf-8").splitlines()) >= step:
-            return
-        time.sleep(0.05)
-    raise AssertionError("training did not get that far")
 
 
 @pytest.fixture(scope="module")
