@@ -23,8 +23,7 @@ from nanokimi.vision import prepare_image
 
 KNOWS = ("It knows small pictures and clips of coloured shapes, pictograms, flags and handwritten digits, capitals, and arithmetic to "
          "three digits. Ask about those; about the rest of the world it knows nothing.")
-BASE = {"pretrain": "It has never seen a chat: it goes on with a text. sft is the stage that answers.",
-        "longctx": "It has never seen a chat: it goes on with a text. sft is the stage that answers."}
+BASE = "It is a base model, which has never seen a chat: it goes on with a text. The stage that answers is sft."
 COMMANDS = "/image FILE, /video FILE, /new, /quit"
 
 
@@ -73,7 +72,7 @@ def open_engine(run: Path, device: str, stage: str | None = None) -> tuple[Engin
         raise BadInput(f"no device {device}: {first_words(error)}") from error
     model = load(stage, device)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    return engine_of(run, model), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {BASE.get(stage.name, KNOWS)}"
+    return engine_of(run, model), f"nanokimi, {size:.1f} million parameters, {run.name}/{stage.name}. {BASE if stage.name in ('pretrain', 'longctx') else KNOWS}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- the terminal

@@ -157,7 +157,7 @@ def fit(stage, fabric, model, optimizer, batches, preset, state, run, log, stop,
         state["step"], state["seconds"] = step + 1, time.perf_counter() - started
         state["totals"] = {name: state["totals"].get(name, 0) + value for name, value in counts.items()}
         row |= {"seconds": round(state["seconds"], 2), "tokens": state["totals"]["tokens"]}
-        if (step + 1) % val_every == 0 and steps - step > val_every // 2 or step + 1 == steps:        # not twice at the end
+        if step + 1 == steps or (step + 1) % val_every == 0 and steps - step > val_every // 2:         # not twice at the end
             row |= evaluate.quick(core, stage, val, fabric)
             model.train()
         log.row(row)

@@ -25,8 +25,8 @@ def reading(path, advice: str = "put it back as it was, or name another folder")
     try:
         yield
     except Exception as error:
-        if isinstance(error, BadInput) or getattr(error, "filename", None) or out_of_memory(error):      # said already, or not the file's
-            raise                                                        # fault: `sentence` says what is
+        if isinstance(error, BadInput) or getattr(error, "filename", None) or out_of_memory(error):
+            raise                                                        # said already, not there, no memory for it: not the file's fault
         raise BadInput(f"{path} cannot be used ({first_words(error)}): {advice}.") from error
 
 

@@ -202,8 +202,8 @@ def teach(args, run: Path, source: Path, model, tokenizer: Tokenizer, examples: 
     steps, folder = args.steps or 200, run / "tuned"
     theirs, held = ([e for e in examples if e.held_out == wanted] for wanted in (False, True))
     theirs, held = (theirs, held) if theirs else (examples, [])           # a folder of one or two pictures: nothing is left to hold out
-    contents = zlib.crc32(repr([(form.ids, form.mask) for example in examples for form in example.forms]).encode())
-    settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "contents": contents, "steps": steps, "seed": args.seed, "source": source.name})
+    checksum = zlib.crc32(repr([(form.ids, form.mask) for example in examples for form in example.forms]).encode())
+    settle(folder, {"data": str(args.data.resolve()), "examples": len(examples), "checksum": checksum, "steps": steps, "seed": args.seed, "source": source.name})
     plan.say(f"{len(examples)} examples, {len(held)} of them held out; {steps} steps from {source}")
     before = measure(model, tokenizer, held)
     learner = Learner(model.train(), tokenizer, muon(model, RATE))

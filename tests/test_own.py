@@ -236,7 +236,7 @@ def test_other_contents_are_another_tuning(monkeypatch, run, tmp_path, capsys):
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text("utf-8").replace("alpha", "gamma"))
     with pytest.raises(SystemExit):
         call(monkeypatch, run, folder, "--steps", "1", "--save-every", "0")
-    assert "was started with contents" in capsys.readouterr().err
+    assert "was started with checksum" in capsys.readouterr().err
 
 
 def test_after_a_failed_last_save_the_same_command_goes_on(monkeypatch, run, tmp_path):
