@@ -41,7 +41,7 @@ def main():
             file = f"{name.replace(' ', '_')}_{i}.png"
             picture(symbol, rng).save(args.folder / file)
             rows.append(json.dumps({"file_name": file, "text": name}))
-    (args.folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    (args.folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

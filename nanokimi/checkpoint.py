@@ -90,7 +90,7 @@ def need(run, *stages):
         if not finished(run / stage):
             program = "rl.py long2short" if stage.startswith("l2s-") else MADE_BY.get(stage)
             there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
-            preset = read_json(run / "run.json", "preset")["preset"] if (run / "run.json").is_file() else "nano"
+            preset = read_json(run / "run.json").get("preset", "nano") if (run / "run.json").is_file() else "nano"
             options = f" --preset {preset}" * (preset != "nano" and program is not None and program.startswith("train.py"))
             ours = run.resolve() == RELEASED.resolve()
             copy = f"cp -r {run} {COPY}, then " * ours
