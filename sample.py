@@ -113,7 +113,8 @@ def show(stream, write, thinking: bool):
 # ---------------------------------------------------------------------------------------------------------------- the conversation
 
 class Chat:
-    """One conversation: its messages, the media that wait for the next question, and the sandbox that sees them as `img` and `clip`."""
+    """One conversation: its messages, the media that wait for the next question, and the sandbox that sees them as `img` and `clip`. asked: the
+    sandbox's media when the last question was put."""
 
     def __init__(self, engine: Engine, options: argparse.Namespace, write):
         self.engine, self.options, self.write = engine, options, write

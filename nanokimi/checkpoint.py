@@ -92,15 +92,19 @@ def need(run, *stages):
             there = ", ".join(sorted(path.parent.name for path in run.glob("*/model.safetensors"))) or "none"
             preset = read_json(run / "run.json").get("preset", "nano") if (run / "run.json").is_file() else "nano"
             options = f" --preset {preset}" * (preset != "nano" and program is not None and program.startswith("train.py"))
-            ours = run.resolve() == RELEASED.resolve()
-            copy = f"cp -r {run} {COPY}, then " * ours
-            remedy = f"{copy}python {program}{options} --run {COPY if ours else run} makes it" if program else f"name another one (finished here: {there})"
+            first, place = (f"cp -r {run} {COPY}, then ", COPY) if is_released(run) else ("", run)
+            remedy = f"{first}python {program}{options} --run {place} makes it" if program else f"name another one (finished here: {there})"
             raise BadInput(f"{run} has no finished stage {stage}: {remedy}.")
 
 
+def is_released(run):
+    """Whether these are the checkpoints that came with the project."""
+    return run.resolve() == RELEASED.resolve()
+
+
 def refuse_released(run):
-    """BadInput for the checkpoints that came with the project: what trains there would change files that git knows."""
-    if run.resolve() == RELEASED.resolve():
+    """BadInput for the released checkpoints: what trains there would change files that git knows."""
+    if is_released(run):
         raise BadInput(f"{run} came with the project and stays as it is: cp -r {run} {COPY}, then give --run {COPY}.")
 
 

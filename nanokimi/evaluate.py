@@ -336,7 +336,7 @@ PARTS = ("unseen_pair", "illusion", "maze", "pixels", "specks", "digits")       
 
 def asked_in(name, number):
     """How many different problems stand behind a row, where `number` are asked a row; None for a part of a row, and for what is pooled elsewhere."""
-    if name.endswith("capital"):                                         # greedy answers to the same question tell nothing new
+    if name == "capital":                                                # greedy answers to the same question tell nothing new
         return min(number, len(COUNTRIES))
     return None if name.endswith(PARTS) or "visual" in name or name.startswith("rl_saving") else number * POOLED.get(name, 1)
 

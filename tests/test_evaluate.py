@@ -105,7 +105,7 @@ def test_what_a_cold_start_costs_is_before_less_after(monkeypatch, tmp_path):
 
 # ---- while training --------------------------------------------------------------------------------------------------------------------
 
-def test_quick_counts_a_problem_whose_every_token_is_the_first_choice():
+def test_quick_counts_a_problem_whose_every_token_is_the_first_choice(monkeypatch):
     """A model that knows the right tokens of two documents of three, and all but one token of the third."""
     tokenizer = Tokenizer.train(data.corpus(200), 600)
     torch.manual_seed(0)
@@ -130,11 +130,8 @@ def test_quick_counts_a_problem_whose_every_token_is_the_first_choice():
         return batch
     model.language.head = Knowing()
     fabric = SimpleNamespace(device="cpu", autocast=torch.no_grad, all_reduce=lambda x, reduce_op: x)
-    data.to_batch = spied
-    try:
-        out = evaluate.quick(model, "pretrain", documents, fabric)
-    finally:
-        data.to_batch = to_batch
+    monkeypatch.setattr(data, "to_batch", spied)
+    out = evaluate.quick(model, "pretrain", documents, fabric)
     assert out["val"] == {"name": pytest.approx(2 / 3), "direction": 1.0, "capital": 1.0}
     media = {kind: sum(clip.tokens(8) for _, doc in documents for clip in doc.clips if clip.kind == kind) for kind in ("image", "video")}
     top_k = language.top_k

@@ -27,7 +27,7 @@ class Problem:
     """
     ability: str                     # perception counting grounding ocr knowledge reasoning code video
     modality: str                    # text image video
-    context: tuple                   # of str | Image | Clip
+    context: tuple                   # of str | Image | Clip; of what people bring (own.py), as prepared for the encoder
     question: str
     answer: str
     reasoning: str = ""
