@@ -136,8 +136,8 @@ def pack(grid_thw: list[tuple[int, int, int]]) -> Packing:
         groups[t, t * h * w] += 1                                           # keeps the order of insertion
     groups = [(n, t, length) for (t, length), n in groups.items()]
     spare = -sum(n * length for n, _, length in groups) % ALIGN
-    if spare:                                                               # a clip of nothing, so that few lengths P occur; gives no media row
-        order, places, groups = [*order, np.zeros(spare, int)], [*places, np.zeros(spare, int)], [*groups, (1, 1, spare)]
+    if spare:                                                               # tiny clips of nothing, so that few lengths P occur; give no media row
+        order, places, groups = [*order, np.zeros(spare, int)], [*places, np.zeros(spare, int)], [*groups, (spare // 4, 1, 4)]
     order, places, rows = (torch.from_numpy(np.concatenate(x)) for x in (order, places, rows))
     return Packing(order, grids, places, rows, groups)
 
