@@ -31,11 +31,11 @@ PRETRAIN = {
     "events": 0.115, "clip": 0.06,                                                                   # clips: dense, and with questions
     "album": 0.10, "handwriting": 0.045, "caption": 0.09, "boxes": 0.05,                              # pictures, dense
     "scene": 0.115, "counting": 0.11, "naming": 0.03, "ocr": 0.015,                                   # pictures with questions
-    "scene_text": 0.105, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
+    "scene_text": 0.085, "counting_text": 0.02, "category": 0.01, "capital": 0.015, "ocr_text": 0.005, "clip_text": 0.01, "placed": 0.005,    # their twins
     "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
     "interleaved": 0.035,                                                                            # text behind a picture
 }
-TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
+TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "counting_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
                                           "wiki", "recall")}
 EASIER = {"caption": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking (ours)
@@ -43,7 +43,7 @@ MISLED = 0.75                   # of the colours before a form, in captions and 
 COLOUR_AND_FORM = re.compile(rf"( (?:{'|'.join(draw.COLOURS)}))(?= (?:{'|'.join(draw.KINDS)})\b)")
 DENSE = {"caption": dense.caption, "boxes": dense.boxes, "album": dense.album, "handwriting": dense.handwriting, "events": dense.events}
 # The cold start: chats by kind. A part stays documents (text only), so that it does not forget their format (as PTX mixing does, ours).
-SFT = {"document": 0.22, "scene_text": 0.21, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
+SFT = {"document": 0.22, "scene_text": 0.16, "counting_text": 0.05, "category": 0.04, "capital": 0.02, "ocr_text": 0.04, "clip_text": 0.07, "placed": 0.04,
        "chat_arithmetic": 0.09, "tool": 0.22, "crop": 0.05}
 # Long context: one document in five is long, which is half of the tokens; the others are pre-training's, so that nothing is forgotten.
 # Ours: K2 tells its tokens (400B short, then 60B long), not its mixture; Kimi-VL took a quarter long and three quarters replay.
@@ -67,7 +67,8 @@ PROBLEMS = {"scene": world.scene_problems, "counting": world.counting_problems, 
             "clip_text": world.clip_twin_problems, "arithmetic": world.arithmetic_problems,
             "chat_arithmetic": world.chat_arithmetic_problems, "tool": tools.tool_problems,
             "program": world.program_problems, "placed": world.placed_problems,
-            "scene_text": partial(world.scene_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
+            "scene_text": partial(world.scene_problems, modality="text"),
+            "counting_text": partial(world.counting_problems, modality="text"), "ocr_text": partial(world.ocr_problems, modality="text"),
             "interleaved": lambda rng, _: interleaved_problems(rng), "crop": lambda rng, _: tools.crop_problems(rng)}
 LEVELLED = ("scene", "counting", "clip")                   # of these there are easy ones: see world/problems.py
 
@@ -155,8 +156,8 @@ def recall_document(rng, tokens):
     row = f"{', '.join(names)}."
     parts, forms = [row, Learn(f" again: {row}")], [kind for _, kind in kinds]
     for i in rng.permutation(len(kinds) - 1)[:3]:
-        here, there, side = (i, i + 1, "right") if rng.random() < 0.5 else (i + 1, i, "left")
-        parts += [f" {side} of the {names[here]} is the", Learn(f" {names[there]}.")]
+        here, there, word = (i, i + 1, "after") if rng.random() < 0.5 else (i + 1, i, "before")
+        parts += [f" {word} the {names[here]} comes the", Learn(f" {names[there]}.")]
     alone = [(colour, kind) for colour, kind in kinds if colour and forms.count(kind) == 1]
     for i in rng.permutation(len(alone))[:3]:
         parts += [f" the {alone[i][1]} is", Learn(f" {alone[i][0]}.")]
@@ -465,7 +466,7 @@ def leave_signals_to_the_trainer(worker):
 def corpus(size):
     """Text to train the tokenizer on: documents and chats as the run will read them, without media, and every name many times."""
     rng = np.random.default_rng([0, 0])
-    twins = {"scene": "scene_text", "counting": "scene_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text", "interleaved": "tool"}
+    twins = {"scene": "scene_text", "counting": "counting_text", "naming": "category", "ocr": "ocr_text", "clip": "clip_text", "interleaved": "tool"}
     for _ in range(size):
         kind = str(rng.choice(list(PRETRAIN)))
         if kind in PLAIN:

@@ -228,9 +228,10 @@ def test_what_recall_says_is_true():
         assert again == f" again: {row}" and len(rest) >= 4
         for asked, said in zip(rest[::2], rest[1::2]):
             said = said.strip(" .")
-            if " of the " in asked:
-                side, name = asked.strip().removesuffix(" is the").split(" of the ")
-                assert names[names.index(name) + {"right": 1, "left": -1}[side]] == said and names.index(name) + {"right": 1, "left": -1}[side] >= 0
+            if asked.endswith(" comes the"):
+                word, name = asked.strip().removesuffix(" comes the").split(" the ")
+                there = names.index(name) + {"after": 1, "before": -1}[word]
+                assert there >= 0 and names[there] == said
             else:
                 assert f"{said} {asked.strip().removeprefix('the ').removesuffix(' is')}" in names
 

@@ -112,8 +112,8 @@ CHEATS = [("exact", "red", ["red blue", "red, blue, green", "red or blue", "", "
           ("box", "10 10 30 30", ["0 0 99", "30 30 10 10", "10 10 30 30 40", "-1 -1 99 99", "a b c d", "1e9 0 0 0", "10 10"]),
           ("points", "50 50", ["", "nan nan", "50", "50 50 50", "1000 1000", ", ".join(f"{x} {y}" for x in range(9) for y in range(9))]),
           ("ocr", "407", ["", " ", "no digits", "....."]),
-          ("program", "star('red', 50, 50, 20);", ["calls = []", "while True: pass", "import os", "star", "star('red')", "x = [0] * 10**9",
-                                                   "calls.append(('star', 'red', 10**9, 0, 1))", "calls = 7", "def star(*a): pass", ""])]
+          ("program", "star('red', 40, 40, 60, 60);", ["calls = []", "while True: pass", "import os", "star", "star('red')", "x = [0] * 10**9",
+                                                   "calls.append(('star', 'red', 10**9, 0, 1, 1))", "calls = 7", "def star(*a): pass", ""])]
 
 
 @pytest.mark.parametrize("verifier, truth, answers", CHEATS)
@@ -127,7 +127,7 @@ def test_saying_everything_never_beats_saying_what_is_there():
     """A list of all colours and kinds, a box of the whole picture, the middle of the picture: partial credit stays below one half."""
     everything = ", ".join(f"{colour} {kind}" for colour in rollout.verify.draw.COLOURS for kind in rollout.verify.draw.KINDS)
     assert rollout.verify.caption_f1(everything, "red star, blue ring") < 0.1
-    assert rollout.verify.box("0 0 99 99", "10 10 30 30") < 0.1 and rollout.verify.points("50 50", "10 90, 80 20") < 0.1
+    assert rollout.verify.rate("box", "0 0 99 99", "10 10 30 30") < 0.1 and rollout.verify.rate("points", "50 50", "10 90, 80 20") < 0.1
     assert rollout.verify.ocr("0123456789", "407") == 0.0
 
 

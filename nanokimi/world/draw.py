@@ -170,7 +170,7 @@ def pictogram_sprite(name, size):
 @lru_cache(maxsize=2048)
 def pictogram_bounds(name, size):
     """What is drawn of a pictogram within its sprite: left, top, right, bottom edges in pixels. Few drawings fill their square."""
-    drawn = pictogram_sprite(name, size).keep[..., 0] < 0.5
+    drawn = pictogram_sprite(name, size).keep[..., 0] < 0.8           # thin lines, too
     rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

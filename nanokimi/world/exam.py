@@ -17,7 +17,7 @@ import numpy as np
 from . import problems as world, tools, verify
 from .types import Clip, Image
 
-VERSION = 5
+VERSION = 6
 
 
 def _pick(problems, rng, wanted):
@@ -46,11 +46,19 @@ def _flag(rng, split):
     return world.naming_problems(rng, split, world.COUNTRIES[rng.integers(len(world.COUNTRIES))].name)[0]
 
 
+def _chat(modality, most):
+    """A maker of questions about a scene with a chain of thought: colours, neighbours, and counts of which each is equally frequent."""
+    def make(rng, split):
+        asked = ("how many", "what colour", "from left to right, what")[rng.integers(3)]
+        if asked == "how many":
+            return world.counting_problems(rng, split, modality=modality, most=most)[0]
+        return _from_scene((asked,), most, modality)(rng, split)
+    return make
+
+
 def _chat_picture(rng, split):
-    """Pictures in chat: colours, neighbours, counts, names."""
-    if rng.random() < 0.25:
-        return world.naming_problems(rng, split)[0]
-    return _from_scene(("what colour", "what is next", "how many"), most=4)(rng, split)
+    """Pictures in chat: what _chat asks, and names."""
+    return world.naming_problems(rng, split)[0] if rng.random() < 0.25 else _chat("image", 4)(rng, split)
 
 
 ROWS = {
@@ -72,7 +80,7 @@ ROWS = {
     "capital": lambda rng, split: world.capital_problems(rng, split)[0],
     "flag_capital": lambda rng, split: world.flag_capital_problems(rng, split)[0],
     "arithmetic": lambda rng, split: world.arithmetic_problems(rng, split)[0],
-    "scene_text": _from_scene(("what colour", "what is next", "how many"), modality="text"),
+    "scene_text": _chat("text", 6),
     "tool_text": lambda rng, split: tools.tool_problems(rng, split)[0],
     "chat_picture": _chat_picture,
     "tool_picture": lambda rng, split: tools.picture_tool_problems(rng, split)[0],

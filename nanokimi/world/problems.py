@@ -85,16 +85,16 @@ def scene_questions(scene, rng):
 
 
 def place_questions(scene, i, rng):
-    """Where thing number i is, where all things of its colour are, and what is next to it."""
+    """Where thing number i is, where all things of its colour are, and what comes before or after it from left to right."""
     things, thing = scene.things, scene.things[i]
     rows = [("grounding", f"where is the {thing.name}?", scene.caption, " ".join(map(str, thing.box(scene.width, scene.height))), "box")]
     if thing.colour:
         spots = [t.centre(scene.width, scene.height) for t in things if t.colour == thing.colour]
         rows.append(("grounding", f"point to the {thing.colour} shapes.", scene.caption, ", ".join(f"{x} {y}" for x, y in spots), "points"))
-    side, j = [("right", i + 1), ("left", i - 1)][rng.integers(2)]
+    word, j = [("after", i + 1), ("before", i - 1)][rng.integers(2)]
     if 0 <= j < len(things):
-        rows.append(("reasoning", f"what is next to the {thing.name} on the {side}?",
-                     f"{scene.caption} {side} of the {thing.name} is the {things[j].name}.", things[j].name, "exact"))
+        rows.append(("reasoning", f"from left to right, what comes {word} the {thing.name}?",
+                     f"{scene.caption} {word} the {thing.name} comes the {things[j].name}.", things[j].name, "exact"))
     return rows
 
 
@@ -124,30 +124,36 @@ def said(names, rng):
 def described_problems(rng, split, count=None):
     """A scene in words. Without boxes it cannot answer `where`."""
     while True:
-        things = [Thing(kind, colour, 8.0 * i, 8, 8) for i, (colour, kind) in
-                  enumerate(sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES), 1)]
-        scene = Scene(64, 16, tuple(things))
+        scene = row_of(sample_kinds(rng, count or int(rng.integers(1, 7)), split, IN_SCENES))
         context = said(scene.names, rng)
         if split_of_text(scene.names) == split:
             return [p for p in about_scene(scene, (context,), "text", rng) if p.ability != "grounding"]
 
 
-def counting_problems(rng, split, level=1.0):
-    """One picture, one count; answers 1 to 6 are equally frequent, so that a guess is right in 1/6."""
-    target, choices = int(rng.integers(1, 2 + round(5 * level))), pairs(split)
+def row_of(kinds):
+    """A scene that is only talked about: (colour, kind) pairs from left to right."""
+    return Scene(64, 16, tuple(Thing(kind, colour, 8.0 * i, 8, 8) for i, (colour, kind) in enumerate(kinds, 1)))
+
+
+def counting_problems(rng, split, level=1.0, modality="image", most=6):
+    """One picture or its text twin, one count; answers 1 to `most` are equally frequent, so that a guess is right in 1/most."""
+    target, choices = int(rng.integers(1, 2 + round((most - 1) * level))), pairs(split)
     colour, kind = choices[rng.integers(len(choices))]
     mode = ["all", "kind", "colour"][rng.integers(3)]
     matches = {"all": lambda pair: True, "kind": lambda pair: pair[1] == kind, "colour": lambda pair: pair[0] == colour}[mode]
     same, other = [p for p in choices if matches(p)], [p for p in choices if not matches(p)]
-    extra = int(rng.integers(0, 7 - target)) if other else 0
+    extra = int(rng.integers(0, most + 1 - target)) if other else 0
     kinds = [same[rng.integers(len(same))] for _ in range(target)] + [other[rng.integers(len(other))] for _ in range(extra)]
-    scene = sample_scene(rng, split, kinds=[kinds[i] for i in rng.permutation(len(kinds))], sides=(32, 96) if len(kinds) < 4 else (40, 96))
+    kinds = [kinds[i] for i in rng.permutation(len(kinds))]
+    scene = row_of(kinds) if modality == "text" else sample_scene(rng, split, kinds=kinds, sides=(32, 96) if len(kinds) < 4 else (40, 96))
+    if modality == "text" and split_of_text(scene.names) != split:
+        return counting_problems(rng, split, level, modality, most)
     words = {"all": "objects", "kind": plural(kind), "colour": f"{colour} shapes"}[mode]
     asked = {words: [t for t in scene.things if matches((t.colour, t.kind))]}
     if split == "train":                                             # two more questions about the same picture cost next to nothing
         asked |= dict(count_question(rng, scene.things) for _ in range(2))
-    context = (scene.picture(rng, level),)
-    return [Problem("counting", "image", context, f"how many {words} are there?", str(len(counted)),
+    context = (said(scene.names, rng),) if modality == "text" else (scene.picture(rng, level),)
+    return [Problem("counting", modality, context, f"how many {words} are there?", str(len(counted)),
                     count_aloud(scene, words, counted), "count") for words, counted in asked.items()]
 
 
@@ -247,7 +253,8 @@ def direction_problems(rng, split, level=1.0):
     movers = rng.permutation(len(scene.things))[:len(scene.things) if split == "train" and rng.random() < 0.7 else 1]
     ways = {int(i): list(DIRECTIONS)[rng.integers(8)] for i in movers}
     paths = {i: travel(rng, way, scene.width, scene.height, scene.things[i].size, frames) for i, way in ways.items()}
-    clip = film(background, frames, lambda f: [moved(t, paths[i][f]) if i in paths else t for i, t in enumerate(scene.things)])
+    still = [t for i, t in enumerate(scene.things) if i not in paths]
+    clip = film(background, frames, lambda f: [*still, *(moved(scene.things[i], path[f]) for i, path in paths.items())])     # movers in front
     names = [t.name for t in scene.things]
     problems = [Problem("video", "video", (clip,), f"which way does the {names[i]} move?", way, f"the {names[i]} moves {way}.")
                 for i, way in ways.items()]
@@ -391,15 +398,14 @@ def chat_arithmetic_problems(rng, split):
 
 
 def program_of(scene):
-    """A drawing program: one call a thing, places and sizes in hundredths of the picture."""
-    scale = 100 / max(scene.width, scene.height)
-    return [(t.kind, t.colour, *(int(scale * v) for v in (t.cx, t.cy, t.size))) for t in scene.things]
+    """A drawing program: one call a thing, with its box as `where is` answers it."""
+    return [(t.kind, t.colour, *t.box(scene.width, scene.height)) for t in scene.things]
 
 
 def program_problems(rng, split):
     """Description -> drawing program, in text only (the other a x b pair). Scored by what it draws."""
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 4)), split))
-    words = ", ".join(f"{colour} {kind} at {x} {y} size {size}" for kind, colour, x, y, size in program_of(scene))
+    words = ", ".join(f"{colour} {kind} at {' '.join(map(str, box))}" for kind, colour, *box in program_of(scene))
     return [Problem("code", "text", (f"a picture shows {words}.",), WRITE_PROGRAM, written_program(scene), verifier="program")]
 
 
@@ -422,4 +428,4 @@ def clip_program_problems(rng, split):
 
 def written_program(scene):
     """The scene's drawing program as text."""
-    return " ".join(f"{kind}('{colour}', {x}, {y}, {size});" for kind, colour, x, y, size in program_of(scene))
+    return " ".join(f"{kind}('{colour}', {', '.join(map(str, box))});" for kind, colour, *box in program_of(scene))

@@ -41,17 +41,25 @@ def twin_context(posed, rng):
 # ---- exact pixels ------------------------------------------------------------------------------------------------------------------
 
 def pose_pixels(rng, split):
-    """The values at one place, or how many pixels of a box are darker than a bound."""
+    """The values at one place, or how many pixels of a box are darker than a bound: never none or all of them."""
     scene = sample_scene(rng, split, kinds=sample_kinds(rng, int(rng.integers(1, 7)), split), sides=(192, 256))
     pixels = scene.picture(rng).pixels
-    x, y = int(rng.integers(0, scene.width - 1)), int(rng.integers(0, scene.height - 1))
     if rng.random() < 0.5:
+        x, y = int(rng.integers(0, scene.width - 1)), int(rng.integers(0, scene.height - 1))
         return Posed(pixels, f"what are the values of the pixel at {x} {y}?", f"x, y = {x}, {y}\nprint(img.pixels((x, y, x + 1, y + 1))[0])",
                      str(tuple(map(int, pixels[y, x]))), scene.names)
-    x1, y1 = int(rng.integers(x + 1, min(scene.width, x + 40) + 1)), int(rng.integers(y + 1, min(scene.height, y + 40) + 1))
-    dark = int((pixels[y:y1, x:x1].astype(int).sum(-1) < 300).sum())
-    return Posed(pixels, f"how many pixels with a sum below 300 are in the box {x} {y} {x1} {y1}?",
-                 f"print(sum(sum(p) < 300 for p in img.pixels(({x}, {y}, {x1}, {y1}))))", str(dark), scene.names)
+    (x, x1), (y, y1) = (around(rng, edge, side) for edge, side in zip(scene.things[0].edges(), (scene.width, scene.height)))
+    sums = pixels[y:y1, x:x1].astype(int).sum(-1)
+    bound = int(sums.min() + sums.max() + 1) // 2
+    dark = int((sums < bound).sum())
+    return Posed(pixels, f"how many pixels with a sum below {bound} are in the box {x} {y} {x1} {y1}?",
+                 f"print(sum(sum(p) < {bound} for p in img.pixels(({x}, {y}, {x1}, {y1}))))", str(dark), scene.names)
+
+
+def around(rng, edge, side):
+    """(first, end) of up to 40 pixels of a side, about half of them on each side of an edge of a thing."""
+    first = max(0, int(edge) - int(rng.integers(5, 21)))
+    return first, min(side, first + int(rng.integers(25, 41)))
 
 
 def pose_illusion(rng, split):
@@ -90,7 +98,7 @@ def pose_specks(rng, split):
     corners = taken & ~np.roll(taken, 1, 0) & ~np.roll(taken, 1, 1)
     code = ("w, h = img.size\np = [sum(c) < 300 for c in img.pixels()]\n"
             "print(sum(p[i] and not p[i - 1] and not p[i - w] for i in range(w + 1, w * h)))")
-    return Posed(draw.finish(canvas), "how many dark specks are there?", code, str(int(corners.sum())), "dark specks", "count")
+    return Posed(draw.finish(canvas), "how many dark specks are there?", code, str(int(corners.sum())), "dark specks")
 
 
 MAZE = """w, h, p = {w}, {h}, img.pixels()
@@ -115,16 +123,16 @@ def maze_steps(free):
 
 
 def pose_maze(rng, split):
-    """Cells of 8 pixels, a third of them walls: how long is the shortest way?"""
+    """Cells of 8 pixels, more than a third of them walls: how long is the shortest way? Never as long as without walls."""
     steps = None
-    while steps is None:
+    while not steps or steps == height + width - 2:
         height, width = (int(n) for n in rng.integers(24, 33, size=2))
-        free = rng.random((height, width)) > 0.3
+        free = rng.random((height, width)) > 0.38
         free[0, 0] = free[-1, -1] = True
         steps = maze_steps(free)
     cells = np.where(free, 220, 40).astype(np.uint8)
     pixels = np.repeat(cells.repeat(8, 0).repeat(8, 1)[..., None], 3, -1)
-    return Posed(pixels, f"how many moves lead through this maze of {width} x {height} cells of 8 pixels?",
+    return Posed(pixels, f"how many steps right, left, up or down is it from the first to the last cell of this maze of {width} x {height} cells of 8 pixels?",
                  MAZE.format(w=width, h=height), str(steps), "maze")
 
 

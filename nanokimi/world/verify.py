@@ -43,20 +43,25 @@ def count(answer, truth):
 
 
 def places(text, size):
-    """[(numbers)] of a comma-separated list of places with `size` whole numbers in 0..99 each; None if anything else is said."""
-    parts = [part.split() for part in normalise(text).split(",")]
-    good = all(len(part) == size and all(re.fullmatch(r"[0-9]{1,2}", number) for number in part) for part in parts)
-    return [[int(number) for number in part] for part in parts] if good else None
+    """[(numbers)] of places with `size` whole numbers in 0..99 each, whatever commas and brackets stand between them: `10 20, 30 40` and
+    `[(10, 20), (30, 40)]` say the same; None if anything else is said."""
+    numbers = re.sub(r"[(),;\[\]]", " ", normalise(text)).split()
+    good = numbers and len(numbers) % size == 0 and all(re.fullmatch(r"[0-9]{1,2}", number) for number in numbers)
+    return [[int(number) for number in numbers[i:i + size]] for i in range(0, len(numbers), size)] if good else None
+
+
+def matched(got, want, similar):
+    """similar(a, b) of each pair in the best one-to-one matching of the things in two lists. No list (None), or one that is too long,
+    matches nothing."""
+    if got is None or len(got) > MOST_MATCHED:
+        return [0.0]
+    few, many = sorted((got, want), key=len)
+    return max(([similar(a, b) for a, b in zip(few, order)] for order in permutations(many, len(few))), key=sum)
 
 
 def matched_f1(got, want, similar):
-    """F1 with the best one-to-one matching of the things in two lists; similar(a, b) in [0, 1] replaces a hit (K2.5 4.4.2). No list
-    (None), or one that is too long, scores 0."""
-    if got is None or len(got) > MOST_MATCHED:
-        return 0.0
-    few, many = sorted((got, want), key=len)
-    best = max(sum(similar(a, b) for a, b in zip(few, order)) for order in permutations(many, len(few)))
-    return 2 * best / (len(got) + len(want))
+    """F1 with the best matching, where similar(a, b) in [0, 1] replaces a hit (K2.5 4.4.2)."""
+    return 2 * sum(matched(got, want, similar)) / (len(got or ()) + len(want))
 
 
 def iou(a, b):
@@ -69,28 +74,22 @@ def iou(a, b):
     return overlap / (area(a) + area(b) - overlap)
 
 
-def box(answer, truth):
-    """Boxes `x0 y0 x1 y1` in hundredths of the picture: IoU-F1 (K2.5 4.4.2), which for one box is its IoU."""
-    return matched_f1(places(answer, 4), places(truth, 4), iou)
-
-
-def points(answer, truth):
-    """Points `x y` in hundredths of the picture: F1 with a Gaussian of the distance instead of hits (K2.5 4.4.2; the width is ours)."""
-    near = lambda a, b: math.exp(-((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (2 * POINT_SIGMA ** 2))
-    return matched_f1(places(answer, 2), places(truth, 2), near)
+def near(a, b):
+    """A Gaussian of the distance of two points x y (the width is ours)."""
+    return math.exp(-((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (2 * POINT_SIGMA ** 2))
 
 
 CALLS = "calls = []\n" + "".join(f"def {kind}(*a): calls.append(('{kind}', *a))\n" for kind in draw.KINDS)
 
 
 def is_call(call):
-    """Whether this is (kind, colour, x, y, size) with known names and sensible numbers: a program may put anything into its list."""
-    return (type(call) is tuple and len(call) == 5 and call[0] in draw.KINDS and type(call[1]) is str and call[1] in draw.COLOURS
+    """Whether this is (kind, colour, x0, y0, x1, y1) with known names and sensible numbers: a program may put anything into its list."""
+    return (type(call) is tuple and len(call) == 6 and call[0] in draw.KINDS and type(call[1]) is str and call[1] in draw.COLOURS
             and all(type(v) is int and -99 <= v <= 199 for v in call[2:]))
 
 
 def drawn(program):
-    """What a drawing program draws, run in the sandbox: [(kind, colour, x, y, size)], or None if it fails."""
+    """What a drawing program draws, run in the sandbox: [(kind, colour, x0, y0, x1, y1)], or None if it fails."""
     with Sandbox() as box:
         result = box.run(f"{CALLS}{program}\ncalls")
     good = result.ok and isinstance(result.value, list) and all(map(is_call, result.value))
@@ -99,21 +98,21 @@ def drawn(program):
 
 def same_shape(a, b):
     """Of two calls: the IoU of their boxes where kind and colour are the same, else 0."""
-    box = lambda x, y, size: (x - size / 2, y - size / 2, x + size / 2 - 1, y + size / 2 - 1)
-    return iou(box(*a[2:]), box(*b[2:])) if a[:2] == b[:2] else 0.0
-
-
-def program(answer, truth):
-    """IoU-F1 over what is drawn. K2.5 compares renderings; ours are compared call by call, as a circle covers three quarters of its
-    square: painted pixels alone would take the one for the other."""
-    return matched_f1(drawn(answer), written(truth), same_shape)
+    return iou(a[2:], b[2:]) if a[:2] == b[:2] else 0.0
 
 
 def written(truth):
     """The calls of a true program, which has nothing else: read, not run, so that no busy machine can fail it."""
-    calls = re.findall(r"(\w+)\('(\w+)', (\d+), (\d+), (\d+)\)", truth)
+    calls = re.findall(r"(\w+)\('(\w+)', (\d+), (\d+), (\d+), (\d+)\)", truth)
     assert calls, f"{truth!r} is no true program: it draws nothing"
-    return [(kind, colour, int(x), int(y), int(size)) for kind, colour, x, y, size in calls]
+    return [(kind, colour, *map(int, edges)) for kind, colour, *edges in calls]
+
+
+# verifier: (answer -> list of things, truth -> list of things, how alike two of them are). Boxes `x0 y0 x1 y1` and points `x y` in hundredths of
+# the picture's width and height, compared by IoU and by a Gaussian of the distance (K2.5 4.4.2). Programs: K2.5 compares renderings; ours are
+# compared call by call, as a circle covers three quarters of its square: painted pixels alone would take the one for the other.
+LISTS = {"box": (lambda text: places(text, 4), lambda text: places(text, 4), iou),
+         "points": (lambda text: places(text, 2), lambda text: places(text, 2), near), "program": (drawn, written, same_shape)}
 
 
 def edit_distance(a, b):
@@ -132,15 +131,27 @@ def ocr(answer, truth):
     return max(0.0, 1 - edit_distance(got, want) / max(1, len(want)))
 
 
-VERIFIERS = {"exact": exact, "caption": caption_f1, "count": count, "box": box, "points": points, "ocr": ocr, "program": program}
+WORDS = {"exact": exact, "caption": caption_f1, "count": count, "ocr": ocr}
+
+
+def rate(verifier, answer, truth):
+    """How right an answer is, in [0, 1]: for boxes, points and programs the F1 of K2.5 4.4.2."""
+    if verifier in WORDS:
+        return WORDS[verifier](answer, truth)
+    read, true, similar = LISTS[verifier]
+    return matched_f1(read(answer), true(truth), similar)
 
 
 def score(problem, answer):
     """Reward of an answer to a problem, in [0, 1]."""
-    return VERIFIERS[problem.verifier](answer, problem.answer)
+    return rate(problem.verifier, answer, problem.answer)
 
 
 def correct(problem, answer):
-    """True where the answer is right: the same words; for boxes, points and programs a score of at least 0.5; for captions every
-    object."""
-    return score(problem, answer) >= (0.5 if problem.verifier in ("box", "points", "program") else 1.0)
+    """True where the answer is right: the same words, for captions every object; of boxes, points and programs as many things as there are,
+    each of them at least half alike (IoU 0.5 is the usual bound)."""
+    if problem.verifier in WORDS:
+        return score(problem, answer) == 1.0
+    read, true, similar = LISTS[problem.verifier]
+    got, want = read(answer), true(problem.answer)
+    return got is not None and len(got) == len(want) and min(matched(got, want, similar)) >= 0.5
