@@ -132,7 +132,7 @@ def pose_maze(rng, split):
         steps = maze_steps(free)
     cells = np.where(free, 220, 40).astype(np.uint8)
     pixels = np.repeat(cells.repeat(8, 0).repeat(8, 1)[..., None], 3, -1)
-    return Posed(pixels, f"how many steps right, left, up or down is it from the first to the last cell of this maze of {width} x {height} cells of 8 pixels?",
+    return Posed(pixels, f"how many straight steps through this maze of {width} x {height} cells of 8 pixels?",
                  MAZE.format(w=width, h=height), str(steps), "maze")
 
 
