@@ -264,6 +264,13 @@ def long_thinking(problem, rng):
     return f"plan: look, then answer. {listing}. {step} check: {step}"
 
 
+def notes(problem):
+    """A thought about what is shown, without the words that lead in and without the step that only says the answer (ours). As right as all
+    of it and shorter: where every thought has one form, shortest rejection sampling has nothing to choose."""
+    listing = problem.reasoning.removeprefix("from left to right: ").removeprefix("the digits ").partition(". ")[0]
+    return f"{listing.removesuffix('.')}."
+
+
 def checked_thinking(problem, rng):
     """Long thinking whose length varies, for long2short: mostly a plan, the steps, then none to two more looks (words and shares ours): what
     is never left out, no method can learn to leave out. A sum's last step is looked at alone, as numbers far back are copied badly."""
@@ -275,7 +282,7 @@ def checked_thinking(problem, rng):
 
 
 def chat_messages(problem, rng, style=None):
-    """(messages, thinking?) for one problem: instant, one step, all steps, or long thinking (long2short: all of it "long", or all
+    """(messages, thinking?) for one problem: instant, notes, all steps, or long thinking (long2short: all of it "long", or all
     "brief"); a tool call where the problem needs one.
 
     Thoughts and answers begin with a space, so that their first word is the token that pre-training knows (" red", not "red").
@@ -295,8 +302,8 @@ def chat_messages(problem, rng, style=None):
     if style:
         own = np.random.default_rng(rng.integers(2 ** 32))               # so that both styles leave `rng` in the same state
         thought = checked_thinking(problem, own) if style == "long" else problem.reasoning
-    elif dice < 0.35 and problem.context:                                # the last step alone; sums need all of theirs
-        thought = problem.reasoning.partition(". ")[2] or problem.reasoning
+    elif dice < 0.5 and problem.context:                                 # sums need all of their steps
+        thought = notes(problem)
     else:
         thought = long_thinking(problem, rng) if dice > 0.85 else problem.reasoning
     return [user, {"role": "assistant", "thinking": f" {thought}", "content": f" {problem.answer}"}], True
