@@ -63,12 +63,15 @@ class NanoKimi(nn.Module):
     def introduce(self, ids: list[int]) -> None:
         """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours: K2.5
         does not say; structural tokens that training did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind a large picture
-        attention drowns which token it is, and a tool call ends in what the picture shows."""
+        attention drowns which token it is, and a tool call ends in what the picture shows. Their rows of the head become the mean of the
+        others: never to be said is all that these learned, twice as strongly as anything else, and text alone takes it back behind text only."""
         weight = self.language.embed.weight                              # (V, d)
         known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         known[ids] = False
         spread = weight[known].norm(dim=1).median() / weight.shape[1] ** 0.5
         weight[ids] = weight[known].mean(0) + 2 * spread * torch.randn(len(ids), weight.shape[1]).to(weight)
+        head = self.language.head.weight                                 # (V, d)
+        head[ids] = head[known].mean(0)
 
     def embed(self, ids: torch.Tensor, patches: torch.Tensor | None = None, grid_thw: list = (), order: torch.Tensor | None = None):
         """Token embeddings (B, T, d) with the media rows put in, in order; with `order`, those rows of the encoder's output."""
