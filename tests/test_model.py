@@ -471,15 +471,18 @@ def test_balance_loss_is_the_mean_over_sequences(model):
 
 # ---------------------------------------------------------------------------------------------------------------- files and errors
 
-def test_tokens_that_training_never_showed_get_embeddings_longer_than_those_that_it_did(model):
+def test_tokens_that_training_never_showed_get_embeddings_longer_than_those_that_it_did_and_an_unbiased_head(model):
     before, new = model.language.embed.weight.detach().clone(), [5, 9, 61]
+    head = model.language.head.weight.detach().clone()
     model.language.embed.weight.data[new] = 0.01
-    others = {name: p.detach().clone() for name, p in model.named_parameters() if name != "language.embed.weight"}
+    others = {name: p.detach().clone() for name, p in model.named_parameters() if name not in ("language.embed.weight", "language.head.weight")}
     torch.manual_seed(3)
     model.introduce(new)
     weight = model.language.embed.weight.detach()
     known = [i for i in range(64) if i not in new]
     assert torch.equal(weight[known], before[known]) and all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
+    assert torch.equal(model.language.head.weight[known], head[known])
+    assert torch.allclose(model.language.head.weight[new], head[known].mean(0).expand(3, -1))
     ratio = weight[new].norm(dim=1) / before[known].norm(dim=1).median()
     assert ((1.4 < ratio) & (ratio < 2.8)).all() and not torch.equal(weight[5], weight[9])
     torch.manual_seed(3)
