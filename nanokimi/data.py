@@ -265,8 +265,8 @@ def long_thinking(problem, rng):
 
 
 def notes(problem):
-    """A thought about what is shown, without the words that lead in and without the step that only says the answer (ours). As right as all
-    of it and shorter: where every thought has one form, shortest rejection sampling has nothing to choose."""
+    """A thought about what is shown, without the words that lead in and without the step that only says the answer (ours): something
+    shorter to choose. On pictures it is less often right than all steps, and RL gives it up."""
     listing = problem.reasoning.removeprefix("from left to right: ").removeprefix("the digits ").partition(". ")[0]
     return f"{listing.removesuffix('.')}."
 

@@ -24,7 +24,7 @@ from .world import exam
 STAGES = ("sft", "rl", "short")                                          # folders of a run
 PICTURES = ("caption", "count", "name", "direction", "appear", "order", "ground", "point", "ocr", "chat_picture")
 TEXT = ("arithmetic", "scene_text", "tool_text")
-POSES = {"illusion": "which grey", "maze": "how many moves", "pixels": ("what are the values", "how many pixels"),
+POSES = {"illusion": "which grey", "maze": "how many straight steps", "pixels": ("what are the values", "how many pixels"),
          "specks": "how many dark specks", "digits": "what number is written"}           # tool problems by how their question begins
 TARGETS = {"rl_visual_gain": ">=0.50", "rl_visual_margin_change": ">=0", "rl_tool_solved": ">=0.70", "rl_saving": ">=0.25",
            "rl_saving_drop": "<=0.01"}

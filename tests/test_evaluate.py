@@ -152,7 +152,7 @@ def test_gains_are_of_what_was_missing():
 
 def test_the_tool_arm_has_the_tool(monkeypatch):
     monkeypatch.setattr(gains, "chat_answers", lambda engine, problems, tools: [p.answer if tools else "no" for p in problems])
-    rows = gains.tool_rows(None, "val", 12)
+    rows = gains.tool_rows(None, "val", 60)
     assert rows["tool_solved"] == 1.0 and rows["eyes_solved"] == 0.0
     poses = {name.partition("_")[2] for name in rows} - {"solved"}
-    assert poses and all(rows[f"tool_{pose}"] == 1.0 and rows[f"eyes_{pose}"] == 0.0 for pose in poses)
+    assert poses == set(gains.POSES) and all(rows[f"tool_{pose}"] == 1.0 and rows[f"eyes_{pose}"] == 0.0 for pose in poses)
