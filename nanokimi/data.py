@@ -35,8 +35,8 @@ PRETRAIN = {
     "arithmetic": 0.04, "tool": 0.015, "program": 0.005, "wiki": 0.005, "recall": 0.02,              # text
     "interleaved": 0.035,                                                                            # text behind a picture
 }
-TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "counting_text", "category", "capital", "ocr_text", "clip_text", "placed", "arithmetic", "program",
-                                          "wiki", "recall")}
+TEXT = {kind: PRETRAIN[kind] for kind in ("scene_text", "counting_text", "category", "capital", "ocr_text", "clip_text", "placed",
+                                          "arithmetic", "program", "wiki", "recall")}
 EASIER = {"caption": "album", "scene": "album", "counting": "album", "clip": "events", "ocr": "handwriting"}   # first
 ALOUD = 0.7                     # of the counts, and of the questions about a text, are answered after thinking (ours)
 MISLED = 0.75                   # of the colours before a form, in captions and direct answers (ours): see misled

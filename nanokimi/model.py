@@ -61,10 +61,10 @@ class NanoKimi(nn.Module):
 
     @torch.no_grad()
     def introduce(self, ids: list[int]) -> None:
-        """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours: K2.5
-        does not say; structural tokens that training did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind a large picture
-        attention drowns which token it is, and a tool call ends in what the picture shows. Their rows of the head become the mean of the
-        others: never to be said is all that these learned, twice as strongly as anything else, and text alone takes it back behind text only."""
+        """Draws new embeddings for tokens that training has not shown: around the mean of the others, twice as long (ours: K2.5 does not say;
+        structural tokens that training did show grow longer still). Left alone they are a tenth as long after weight decay, so that behind
+        a large picture attention drowns which token it is, and a tool call ends in what the picture shows. Their rows of the head become
+        the mean of the others: never to be said is all that these learned, and text alone takes it back behind text only."""
         weight = self.language.embed.weight                              # (V, d)
         known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         known[ids] = False
