@@ -65,8 +65,8 @@ def l2s_table(content):
 
 RESULTS_HEAD = """# Every row of results/nano.json, nano60.json, rl.json and long2short.json
 
-Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (3,028
-steps, what `python train.py` chose on two cores with AMX) and `nano60` (`--minutes 60` without fast bf16; its targets are those of twenty minutes)
+Written by `python docs/update.py`; do not edit. README shows the rows that have targets. What the names mean: rows of `nano` (the
+steps that `python train.py` chose on two cores with AMX) and `nano60` (`--minutes 60` without fast bf16; its targets are those of twenty minutes)
 are those of `nanokimi/evaluate.py`, rows of `rl` those of `nanokimi/gains.py`, rows of `long2short` those of
 `nanokimi/lengths.py`; `*_blind` is a row with the pictures of other problems, `*_low` and `*_high`, or what stands in brackets, are the ends of a 95 % interval.
 """

@@ -23,7 +23,8 @@ def pictures(frames, titles=(), height=1.5, colours=()):
     fig, axes = plt.subplots(1, len(frames), figsize=(1.15 * height * len(frames), height + 0.35), squeeze=False)
     for i, (ax, frame) in enumerate(zip(axes[0], frames)):
         ax.imshow(frame, interpolation="nearest"), ax.axis("off")
-        ax.set_title(fill(titles[i], round(17 * height)) if i < len(titles) else "", fontsize=8, color=colours[i] if i < len(colours) else INK, parse_math=False)
+        title = fill(titles[i], round(17 * height)) if i < len(titles) else ""                       # as wide as its picture
+        ax.set_title(title, fontsize=8, color=colours[i] if i < len(colours) else INK, parse_math=False)
     plt.show()
 
 

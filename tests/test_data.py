@@ -1,6 +1,7 @@
 """Data: packing, masks, the zero-vision promise, a data position that is one number."""
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ def test_two_processes_make_the_shards_of_one(tokenizer):
 def test_the_stream_equals_the_dataset(tokenizer):
     for i, (shards, _) in enumerate(data.stream(batches(tokenizer, steps=3))):
         assert same(shards[0], batches(tokenizer, steps=3)[i][0][0])
+
+
+@pytest.mark.parametrize("reasoning, said", [("from left to right: red star 1, fox. stars: 1.", "red star 1, fox."), ("from left to right: fox.", "fox."),
+                                             ("the digits 0 7.", "0 7."), ("the fox moves up.", "the fox moves up.")])
+def test_notes_say_what_is_seen_and_no_word_more(reasoning, said):
+    assert data.notes(SimpleNamespace(reasoning=reasoning)) == said
+
+
+def test_sums_keep_all_of_their_steps():
+    rng = np.random.default_rng(0)
+    for problem in (world.chat_arithmetic_problems(rng, "train")[0] for _ in range(60)):
+        messages, thinking = data.chat_messages(problem, rng)
+        assert not thinking or all(step in messages[-1]["thinking"] for step in problem.reasoning.split(". "))
 
 
 def test_packing_uses_every_document_and_never_predicts_across():

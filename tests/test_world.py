@@ -10,8 +10,8 @@ from nanokimi.vision import navit_resize
 from nanokimi.world import content, dense, draw, exam, problems as world, scenes, tools, verify
 from nanokimi.world.types import Clip, Image, Problem
 
-# 81d17b32... until iou stopped dividing by zero for a box that is inside out: where there was a score, it is the same
-EXAM_SHA256 = "51869863cc90d77289c740a1b0af0587ade9eefaf08b1c58863a012b165ab7cd"
+# 51869863... until the readers of boxes and points got names: the same scores
+EXAM_SHA256 = "3a4522cc774c6df2f0d66afb3e0d0588588745ea9ca1a1ab7439ab4eac9bfe66"
 
 
 def rng(seed=0):
@@ -140,7 +140,7 @@ def test_half_of_the_sums_in_chat_are_short_and_those_of_the_exam_are_not():
         return np.mean([all(int(n) < 100 for n in re.findall(r"\d+", p.question)) for p in problems])
     asked = [world.chat_arithmetic_problems(rng(seed), "train")[0] for seed in range(400)]
     assert 0.1 < short(asked) < 0.4
-    assert short(exam.exam("arithmetic", "test", 200)) < 0.1
+    assert short(exam.exam("arithmetic", "test", 500)) < 0.05
     assert all(str(eval(p.question.removeprefix("what is ").removesuffix("?"))) == p.answer for p in asked)
     assert any("008" in p.reasoning for p in asked) and all(re.match(r"\d{3} [+-] \d{3}: ", p.reasoning) for p in asked)
     assert all(0 <= int(n) < 1000 for p in asked for n in re.findall(r"\d+", p.question + p.answer))

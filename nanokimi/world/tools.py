@@ -123,7 +123,8 @@ def maze_steps(free):
 
 
 def pose_maze(rng, split):
-    """Cells of 8 pixels, more than a third of them walls: how long is the shortest way? Never as long as without walls."""
+    """Cells of 8 pixels, more than a third of them walls: how long is the shortest way, none of its steps diagonal? Never as long as
+    without walls. (The question is short, as a row of pre-training must hold it with its program.)"""
     steps = None
     while not steps or steps == height + width - 2:
         height, width = (int(n) for n in rng.integers(24, 33, size=2))

@@ -5,6 +5,7 @@ The exact maps are not disclosed; the ones below are ours.
 import math
 import re
 from collections import Counter
+from functools import partial
 from itertools import permutations
 
 from nanokimi.sandbox import Sandbox
@@ -111,8 +112,8 @@ def written(truth):
 # verifier: (answer -> list of things, truth -> list of things, how alike two of them are). Boxes `x0 y0 x1 y1` and points `x y` in hundredths of
 # the picture's width and height, compared by IoU and by a Gaussian of the distance (K2.5 4.4.2). Programs: K2.5 compares renderings; ours are
 # compared call by call, as a circle covers three quarters of its square: painted pixels alone would take the one for the other.
-LISTS = {"box": (lambda text: places(text, 4), lambda text: places(text, 4), iou),
-         "points": (lambda text: places(text, 2), lambda text: places(text, 2), near), "program": (drawn, written, same_shape)}
+BOXES, POINTS = partial(places, size=4), partial(places, size=2)
+LISTS = {"box": (BOXES, BOXES, iou), "points": (POINTS, POINTS, near), "program": (drawn, written, same_shape)}
 
 
 def edit_distance(a, b):
