@@ -146,6 +146,16 @@ def test_half_of_the_sums_in_chat_are_short_and_those_of_the_exam_are_not():
     assert all(0 <= int(n) < 1000 for p in asked for n in re.findall(r"\d+", p.question + p.answer))
 
 
+def test_what_moves_is_painted_last(monkeypatch):
+    """Behind something that stands still, nobody could see which way it goes."""
+    film, filmed = world.film, []
+    monkeypatch.setattr(world, "film", lambda background, frames, things: filmed.append((things(0), things(frames - 1))) or film(background, frames, things))
+    for seed in range(40):
+        world.direction_problems(rng(seed), "val")
+    went = [[(a.cx, a.cy) != (b.cx, b.cy) for a, b in zip(*ends)] for ends in filmed]
+    assert all(any(moves) and moves == sorted(moves) for moves in went) and any(not all(moves) for moves in went)
+
+
 def test_blind_and_clip_controls():
     problems = exam.exam("direction", "val", 6)
     swapped = exam.blind(problems)
